@@ -1,0 +1,189 @@
+"""The value types that cross a room's wall, and the only place that states the conventions.
+
+Shape shorthand: N images, H and W padded height and width, G ground-truth boxes, A anchors of one level in
+(row, column, anchor) order, C class logits of an anchor, R regions of the whole batch, K foreground classes.
+
+Conventions:
+    box     (x0, y0, x1, y1), absolute pixels of the padded tensor's frame, x to the right, y down, x1 > x0.
+    size    (height, width), in this order.
+    pixels  RGB, 0..255, uint8 or float.
+    class   0..K-1; where a head has a background logit it is the last one, index K.
+    level   f: the feature map of stride 2**f.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Size = tuple[int, int]  # (height, width)
+
+
+@dataclass(frozen=True)
+class Images:
+    """A padded batch of images.
+
+    Attributes:
+        tensor: [N, 3, H, W] pixels; each image lies at the top left, the rest is padding (value 0).
+        sizes: N valid (height, width) pairs, each at most (H, W).
+    """
+
+    tensor: Tensor
+    sizes: tuple[Size, ...]
+
+    def __post_init__(self) -> None:
+        if self.tensor.dim() != 4 or len(self.sizes) != self.tensor.shape[0]:
+            raise ValueError(
+                f"Images: expected a [N, 3, H, W] tensor and N sizes, got {tuple(self.tensor.shape)} "
+                f"and {len(self.sizes)} sizes"
+            )
+
+    @classmethod
+    def from_list(cls, images: Sequence[Tensor], divisor: int = 1) -> Images:
+        """Batch [3, h, w] tensors of any sizes, padded right and bottom to sides that `divisor` divides."""
+        height = _round_up(max(image.shape[1] for image in images), divisor)
+        width = _round_up(max(image.shape[2] for image in images), divisor)
+        tensor = images[0].new_zeros((len(images), 3, height, width))
+        for slot, image in zip(tensor, images, strict=True):
+            slot[:, : image.shape[1], : image.shape[2]].copy_(image)
+        return cls(tensor, tuple((int(i.shape[1]), int(i.shape[2])) for i in images))
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    @property
+    def padded_size(self) -> Size:
+        """(H, W) of the padded tensor."""
+        return int(self.tensor.shape[2]), int(self.tensor.shape[3])
+
+    def to(self, device: torch.device | str) -> Images:
+        """The same images on `device` (asynchronous from pinned memory)."""
+        return replace(self, tensor=self.tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Images:
+        """The same images in page-locked memory."""
+        return replace(self, tensor=self.tensor.pin_memory())
+
+    def pad_to_multiple(self, divisor: int) -> Images:
+        """The same images, padded further so that `divisor` divides H and W."""
+        height, width = self.padded_size
+        bottom, right = _round_up(height, divisor) - height, _round_up(width, divisor) - width
+        if not bottom and not right:
+            return self
+        return replace(self, tensor=F.pad(self.tensor, (0, right, 0, bottom)))
+
+
+def _round_up(value: int, divisor: int) -> int:
+    return (value + divisor - 1) // divisor * divisor
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Ground truth of one image: boxes [G, 4] float32, classes [G] int64 in 0..K-1. G may be 0."""
+
+    boxes: Tensor
+    classes: Tensor
+
+    def to(self, device: torch.device | str) -> Targets:
+        """The same targets on `device`."""
+        return Targets(self.boxes.to(device, non_blocking=True), self.classes.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Targets:
+        """The same targets in page-locked memory."""
+        return Targets(self.boxes.pin_memory(), self.classes.pin_memory())
+
+
+@dataclass(frozen=True)
+class LabeledBatch:
+    """n_s labelled images and their targets, in the same order."""
+
+    images: Images
+    targets: tuple[Targets, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device | str) -> LabeledBatch:
+        """The same batch on `device`."""
+        return LabeledBatch(self.images.to(device), tuple(t.to(device) for t in self.targets))
+
+    def pin_memory(self) -> LabeledBatch:
+        """The same batch in page-locked memory."""
+        return LabeledBatch(self.images.pin_memory(), tuple(t.pin_memory() for t in self.targets))
+
+
+@dataclass(frozen=True)
+class UnlabeledBatch:
+    """n_u unlabelled images in two views of one geometry: X_w and X_s of METHOD 2."""
+
+    weak: Images
+    strong: Images
+
+    def __post_init__(self) -> None:
+        if self.weak.tensor.shape != self.strong.tensor.shape or self.weak.sizes != self.strong.sizes:
+            raise ValueError("UnlabeledBatch: the weak and the strong view must share one geometry")
+
+    def __len__(self) -> int:
+        return len(self.weak)
+
+    def to(self, device: torch.device | str) -> UnlabeledBatch:
+        """The same batch on `device`."""
+        return UnlabeledBatch(self.weak.to(device), self.strong.to(device))
+
+    def pin_memory(self) -> UnlabeledBatch:
+        """The same batch in page-locked memory."""
+        return UnlabeledBatch(self.weak.pin_memory(), self.strong.pin_memory())
+
+
+@dataclass(frozen=True)
+class DenseLevel:
+    """What a dense head (RPN, one-stage) says of one pyramid level.
+
+    Attributes:
+        level: f; the map's stride is 2**f.
+        grid: (rows, columns) of the map.
+        logits: [N, A, C] sigmoid logits, A = rows x columns x anchors a cell (RPN: C = 1; one-stage: C = K).
+        deltas: [N, A, 4] box regression in the detector's own normalised deltas.
+        valid: [N, A] bool, False where the anchor's cell lies on padding; no loss counts those.
+    """
+
+    level: int
+    grid: Size
+    logits: Tensor
+    deltas: Tensor
+    valid: Tensor
+
+
+@dataclass(frozen=True)
+class DensePrediction:
+    """The levels of a dense head, finest first."""
+
+    levels: tuple[DenseLevel, ...]
+
+
+@dataclass(frozen=True)
+class RegionPrediction:
+    """What a region head says of R given proposals, image after image.
+
+    Attributes:
+        logits: [R, K + 1] softmax logits, background last.
+        deltas: [R, K, 4] (class-specific) or [R, 1, 4] (class-agnostic) normalised deltas.
+        counts: how many of the R rows belong to each image; sums to R.
+    """
+
+    logits: Tensor
+    deltas: Tensor
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Final detections of one image, best first: boxes [D, 4], scores [D] in [0, 1], classes [D] in 0..K-1."""
+
+    boxes: Tensor
+    scores: Tensor
+    classes: Tensor

@@ -1,0 +1,87 @@
+"""The Detector interface: all that methods and evaluation ever see of a model.
+
+A detector takes images in the one convention of `sed.core.structures` and answers in it. Every framework's own
+conventions (channel order, pixel range, where the background class sits, box format) stop inside its adapter.
+
+| framework   | pixels        | boxes                 | background / "no object" |
+| ---         | ---           | ---                   | ---                      |
+| torchvision | RGB, [0, 1]   | absolute xyxy         | label 0                  |
+| here        | RGB, 0..255   | absolute xyxy         | last, where there is one |
+
+Shape shorthand: see `sed.core.structures`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from sed.core.structures import Detections, DensePrediction, Images, LabeledBatch, RegionPrediction
+
+Head = Literal["dense", "region", "query"]
+
+
+@dataclass(frozen=True)
+class Features:
+    """One backbone pass over one view: the maps (finest first) and the images' geometry.
+
+    Attributes:
+        maps: name -> [N, channels, rows, columns].
+        images: the normalised, padded input that the maps come from.
+    """
+
+    maps: dict[str, Tensor]
+    images: Images
+
+
+class Detector(nn.Module, ABC):
+    """A trainable detector.
+
+    Attributes:
+        heads: which of {"dense", "region", "query"} this detector answers for.
+        num_classes: K.
+        divisor: the largest stride; `encode` needs sides that it divides (use `Images.pad_to_multiple`).
+    """
+
+    heads: frozenset[Head]
+    num_classes: int
+    divisor: int
+
+    @abstractmethod
+    def supervised_losses(self, batch: LabeledBatch) -> dict[str, Tensor]:
+        """The stock model's own training losses (call in train mode).
+
+        Returns:
+            Scalars named `dense_cls`, `dense_box` and, for two-stage detectors, `region_cls`, `region_box`.
+        """
+
+    @abstractmethod
+    def encode(self, images: Images) -> Features:
+        """Run the backbone, once a view. Sides of `images` must be multiples of `divisor`."""
+
+    @abstractmethod
+    def detect(self, images: Images) -> list[Detections]:
+        """Final detections of each image after NMS, in the frame of `images` (call in eval mode)."""
+
+    def dense(self, features: Features) -> DensePrediction:
+        """The dense head's prediction of every anchor."""
+        raise self._no_head("dense")
+
+    def propose(self, features: Features, dense: DensePrediction, limit: int) -> list[Tensor]:
+        """The best `limit` proposals of each image after NMS, best first: N tensors [P_i, 4], no gradient."""
+        raise self._no_head("region")
+
+    def regions(self, features: Features, proposals: Sequence[Tensor]) -> RegionPrediction:
+        """The region head's prediction of given boxes, one tensor [P_i, 4] an image; P_i may be 0."""
+        raise self._no_head("region")
+
+    @abstractmethod
+    def plain_state_dict(self) -> dict[str, Tensor]:
+        """The weights under the stock framework's own names: it loads them without this project."""
+
+    def _no_head(self, head: Head) -> TypeError:
+        return TypeError(f"{type(self).__name__} has no {head} head; its heads are {sorted(self.heads)}")
