@@ -79,7 +79,9 @@ class Method(nn.Module, ABC):
         self.metrics: dict[str, Tensor] = {}
 
     @abstractmethod
-    def forward(self, labeled: LabeledBatch, unlabeled: UnlabeledBatch | None, step: int) -> dict[str, Tensor]:
+    def forward(
+        self, labeled: LabeledBatch, unlabeled: UnlabeledBatch | None, step: int
+    ) -> dict[str, Tensor]:
         """Weighted losses of one step, named `term/head_part`; `unlabeled` is None where it is not needed."""
 
     def needs_unlabeled(self, step: int) -> bool:

@@ -1,0 +1,68 @@
+"""Box geometry. Boxes are (x0, y0, x1, y1) pixels, sizes (height, width): see `sed.core.structures`.
+
+Shape shorthand: B and D, numbers of boxes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sed.core.structures import Size
+
+
+def area(boxes: Tensor) -> Tensor:
+    """Areas [..] of boxes [.., 4], in square pixels; a box with x1 <= x0 or y1 <= y0 has area 0."""
+    return _extent(boxes[..., :2], boxes[..., 2:])
+
+
+def iou_matrix(a: Tensor, b: Tensor) -> Tensor:
+    """IoU [B, D], in [0, 1], of boxes a [B, 4] and b [D, 4]; 0 where the union is empty."""
+    inter, union = _intersection_and_union(a, b)
+    return _ratio(inter, union)
+
+
+def giou_matrix(a: Tensor, b: Tensor) -> Tensor:
+    """Generalised IoU [B, D], in [-1, 1], of boxes a [B, 4] and b [D, 4].
+
+    GIoU = IoU - (hull - union) / hull, hull the smallest box around both (https://arxiv.org/abs/1902.09630).
+    """
+    inter, union = _intersection_and_union(a, b)
+    hull = _extent(  # [B, D]
+        torch.minimum(a[:, None, :2], b[None, :, :2]), torch.maximum(a[:, None, 2:], b[None, :, 2:])
+    )
+    return _ratio(inter, union) - _ratio(hull - union, hull)
+
+
+def scale_boxes(boxes: Tensor, factor: float) -> Tensor:
+    """Boxes [.., 4] of an image resized by `factor` about its top left corner (X to X^: 1 / 2^s)."""
+    return boxes * factor
+
+
+def clip_boxes(boxes: Tensor, size: Size) -> Tensor:
+    """Boxes [.., 4] cut at the borders of an image of `size` (height, width); those outside get zero area."""
+    height, width = size
+    limit = boxes.new_tensor([width, height, width, height])
+    return torch.minimum(boxes.clamp(min=0), limit)
+
+
+def flip_boxes(boxes: Tensor, width: float) -> Tensor:
+    """Boxes [.., 4] of an image of `width` pixels mirrored left to right."""
+    x0, y0, x1, y1 = boxes.unbind(-1)
+    return torch.stack((width - x1, y0, width - x0, y1), dim=-1)
+
+
+def _extent(top_left: Tensor, bottom_right: Tensor) -> Tensor:
+    return (bottom_right - top_left).clamp(min=0).prod(-1)
+
+
+def _intersection_and_union(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    inter = _extent(  # [B, D]
+        torch.maximum(a[:, None, :2], b[None, :, :2]), torch.minimum(a[:, None, 2:], b[None, :, 2:])
+    )
+    return inter, area(a)[:, None] + area(b)[None, :] - inter
+
+
+def _ratio(part: Tensor, whole: Tensor) -> Tensor:
+    """The ratio, and 0 where whole is 0, without the NaN gradient that torch.where(0 / 0) would have."""
+    return part / torch.where(whole > 0, whole, torch.ones_like(whole))

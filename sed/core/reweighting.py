@@ -1,0 +1,137 @@
+"""Re-weighting of the classification terms (Eq. 5, METHOD 6) and its rivals, behind one interface.
+
+A `Reweight` turns the samples of one term of one step, all levels together, into its loss:
+
+    kl    KL divergence of each sample
+    g     disagreement of each sample in [0, 1]: half the gradient norm of the KL with respect to the logits
+    mask  bool, which samples count (those on padding do not)
+
+All three have one shape, any shape. The result is a float32 scalar (float64 stays), 0 where no sample counts,
+and differentiable in kl alone; g and whatever is counted from it are constants. Nothing here waits for the
+device: no boolean indexing, and no torch.bincount, which reads the largest index back from a GPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Reweight = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+KINDS = ("histogram", "none", "ohem", "focal")
+LANES = 4096  # columns that share the counting, see `_count`
+
+
+def make_reweight(kind: str, *, bins: int, ohem_fraction: float, focal_gamma: float) -> Reweight:
+    """The `Reweight` of a name: "histogram" (Eq. 5), "none" (plain mean), "ohem" or "focal".
+
+    Raises:
+        ValueError: for another name or a parameter out of its range.
+    """
+    if kind == "histogram":
+        return histogram(bins)
+    if kind == "none":
+        return mean()
+    if kind == "ohem":
+        return ohem(ohem_fraction)
+    if kind == "focal":
+        return focal(focal_gamma)
+    raise ValueError(f"re-weighting: expected one of {', '.join(KINDS)}, got {kind!r}")
+
+
+def histogram(bins: int) -> Reweight:
+    """Eq. 5: L = 1/M sum_i KL_i / R_idx(g_i), idx = min(floor(g M), M - 1), R_j samples in bin j.
+
+    A bin weighs as a whole what one sample weighs in a mean of M: the few large disagreements are not drowned
+    by the many small ones. The divisor is the number of bins, not of non-empty ones, as printed. With all
+    samples in one bin it is their mean / M; doubling every sample changes nothing.
+
+    Args:
+        bins: M >= 1.
+    """
+    if bins < 1:
+        raise ValueError(f"histogram re-weighting: expected bins (M) >= 1, got {bins}")
+
+    def reweight(kl: Tensor, g: Tensor, mask: Tensor) -> Tensor:
+        with torch.no_grad():
+            # clamped on both sides: a NaN turns into an index too, and must not become one out of range
+            index = (at_least_float32(g) * bins).long().clamp_(0, bins - 1)
+            index = torch.where(mask, index, bins)  # one more bin for those that do not count
+            counts = _count(index, bins + 1)  # [M + 1]
+            share = 1.0 / (bins * counts.clamp(min=1)).to(at_least_float32(kl).dtype)  # [M + 1], 1 / (M R_j)
+            weights = share[index]
+        return _masked_sum(at_least_float32(kl), weights, mask)
+
+    return reweight
+
+
+def mean() -> Reweight:
+    """No re-weighting: the mean over the samples that count."""
+
+    def reweight(kl: Tensor, g: Tensor, mask: Tensor) -> Tensor:
+        return _masked_sum(at_least_float32(kl), None, mask) / mask.sum().clamp(min=1)
+
+    return reweight
+
+
+def ohem(fraction: float) -> Reweight:
+    """Online hard example mining: the mean over the `fraction` of samples with the largest KL, at least one.
+
+    Args:
+        fraction: in (0, 1]; 1 is the plain mean. The number of samples is rounded up.
+    """
+    if not 0.0 < fraction <= 1.0:
+        raise ValueError(f"OHEM re-weighting: expected a fraction in (0, 1], got {fraction}")
+
+    def reweight(kl: Tensor, g: Tensor, mask: Tensor) -> Tensor:
+        # KL >= 0 up to rounding, so what does not count sorts behind everything that does
+        ranked = torch.where(mask, at_least_float32(kl), -1.0).flatten().sort(descending=True).values
+        kept = (mask.sum() * fraction).ceil()
+        chosen = torch.arange(ranked.numel(), device=ranked.device) < kept
+        return _masked_sum(ranked, None, chosen) / kept.clamp(min=1)
+
+    return reweight
+
+
+def focal(gamma: float) -> Reweight:
+    """Focal modulation with a soft target: mean of g^gamma KL, g a constant.
+
+    Args:
+        gamma: >= 0; 0 is the plain mean.
+    """
+    if gamma < 0.0 or not math.isfinite(gamma):
+        raise ValueError(f"focal re-weighting: expected gamma >= 0, got {gamma}")
+
+    def reweight(kl: Tensor, g: Tensor, mask: Tensor) -> Tensor:
+        weights = at_least_float32(g.detach()) ** gamma
+        return _masked_sum(at_least_float32(kl), weights, mask) / mask.sum().clamp(min=1)
+
+    return reweight
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """`values` in float32 where they are fp16 or bf16 (AMP), unchanged otherwise."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def _masked_sum(values: Tensor, weights: Tensor | None, mask: Tensor) -> Tensor:
+    """Sum of values x weights where mask; what does not count may be anything, also NaN, in value."""
+    weighted = values if weights is None else values * weights
+    return torch.where(mask, weighted, 0.0).sum()
+
+
+def _count(index: Tensor, bins: int) -> Tensor:
+    """How often each of 0..bins-1 occurs in `index`: [bins] int64.
+
+    The samples are dealt out to lanes that count for themselves and are added up at the end. One counter for
+    all would be correct too, but most samples lie in bin 0 and a GPU adds to a single address one at a time.
+    """
+    lanes = min(LANES, max(index.numel(), 1))
+    filling = -index.numel() % lanes
+    index = F.pad(index.flatten(), (0, filling), value=bins).view(-1, lanes)  # [n / lanes, lanes]
+    counts = index.new_zeros((bins + 1, lanes))  # one more bin for the filling
+    return counts.scatter_add_(0, index, index.new_ones(()).expand_as(index)).sum(1)[:bins]

@@ -1,0 +1,146 @@
+"""Geometry between the views of one image (METHOD 2).
+
+X^ is X at 1 / 2^s of its size. The cell (row, column) of level f on X and the cell (row, column) of level f -
+s on X^ look at the same part of the picture, so anchor i of P_f(X) and anchor i of P_{f-s}(X^) are the same
+anchor.
+
+Shape shorthand: see `sed.core.structures`; a, anchors a cell.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sed.core.structures import DenseLevel, DensePrediction, Images, Size
+
+LevelPair = tuple[DenseLevel, DenseLevel]
+
+
+def downscale(images: Images, s: int) -> Images:
+    """X^: each pixel the mean of a 2^s x 2^s block of `images` (area interpolation, so it does not alias).
+
+    Args:
+        images: X, padded so that its sides divide by 2^s (by largest stride x 2^s for the network to follow).
+        s: >= 1.
+
+    Returns:
+        Float images of 1 / 2^s of the size; valid sizes are rounded up.
+
+    Raises:
+        ValueError: where 2^s does not divide the padded sides.
+    """
+    block = 2**s
+    height, width = images.padded_size
+    if s < 1 or height % block or width % block:
+        raise ValueError(
+            f"downscale: expected s >= 1 and padded sides that divide by 2^s, got s = {s} and sides {height} x "
+            f"{width}; pad with Images.pad_to_multiple(largest stride * 2**s)"
+        )
+    tensor = images.tensor
+    pixels = tensor if tensor.is_floating_point() else tensor.float()
+    sizes = tuple((_ceil_div(h, block), _ceil_div(w, block)) for h, w in images.sizes)
+    return Images(F.avg_pool2d(pixels, block), sizes)  # [N, 3, H / 2^s, W / 2^s]
+
+
+def pair_levels(full: DensePrediction, small: DensePrediction, s: int) -> list[LevelPair]:
+    """Pair P_f(X) with P_{f-s}(X^) for every f where both exist; the end levels without partner take no part.
+
+    A detector with one single map has no such pair: there the map of X is average-pooled by 2^s to X^'s grid
+    [O].
+
+    Args:
+        full: prediction on X.
+        small: prediction on X^ = downscale(X, s), by the same kind of detector.
+        s: >= 1.
+
+    Returns:
+        (level of X, level of X^) of equal grids and shapes, finest first.
+
+    Raises:
+        ValueError: where no pair exists, or where paired grids differ.
+    """
+    if len(full.levels) == 1 and len(small.levels) == 1:
+        pairs = [(_pool(full.levels[0], s), small.levels[0])]
+    else:
+        partners = {level.level: level for level in small.levels}
+        pairs = [(level, partners[level.level - s]) for level in full.levels if level.level - s in partners]
+    if not pairs:
+        raise ValueError(
+            f"pair_levels: no level of {[level.level for level in full.levels]} has a partner {s} below it; "
+            f"lower SED.MAX_SCALE"
+        )
+    for one, other in pairs:
+        if one.grid != other.grid or one.logits.shape != other.logits.shape:
+            raise ValueError(
+                f"pair_levels: level {one.level} of X has grid {one.grid} and logits {tuple(one.logits.shape)}, "
+                f"its partner {other.level} of X^ {other.grid} and {tuple(other.logits.shape)}; pad X so that its "
+                f"sides divide by largest stride x 2^s"
+            )
+    return pairs
+
+
+def draw_scale(step: int, max_scale: int, seed: int = 0) -> int:
+    """The s ~ U{1..S} of `step`: a function of its arguments alone, so equal on all ranks and after a resume.
+
+    Raises:
+        ValueError: for max_scale < 1.
+    """
+    if max_scale < 1:
+        raise ValueError(f"draw_scale: expected max_scale (S) >= 1, got {max_scale}")
+    return random.Random(f"scale {seed} {step}").randint(1, max_scale)
+
+
+def valid_anchors(
+    sizes: Sequence[Size], level: int, grid: Size, anchors_per_cell: int, device: torch.device | str
+) -> Tensor:
+    """Which anchors count: those whose cell's top left corner (column 2^f, row 2^f) lies on the image.
+
+    Args:
+        sizes: N valid (height, width) pairs.
+        level: f.
+        grid: (rows, columns) of the map.
+        anchors_per_cell: a.
+        device: where the mask is wanted.
+
+    Returns:
+        [N, rows x columns x a] bool in (row, column, anchor) order.
+    """
+    device = torch.device(device)
+    stride = 2**level
+    counts = torch.tensor([[_ceil_div(h, stride), _ceil_div(w, stride)] for h, w in sizes])  # [N, 2]
+    if device.type == "cuda":  # from page-locked memory the copy does not wait for the device
+        counts = counts.pin_memory().to(device, non_blocking=True)
+    rows = torch.arange(grid[0], device=device) < counts[:, :1]  # [N, rows]
+    columns = torch.arange(grid[1], device=device) < counts[:, 1:]  # [N, columns]
+    cells = rows[:, :, None] & columns[:, None, :]  # [N, rows, columns]
+    return cells[..., None].expand(-1, -1, -1, anchors_per_cell).reshape(len(sizes), -1)  # [N, A]
+
+
+def _pool(full: DenseLevel, s: int) -> DenseLevel:
+    """The map of X on a grid of 2^s x 2^s larger cells; a cell counts if all it was made of is valid."""
+    block = 2**s
+    (rows, columns), images = full.grid, full.logits.shape[0]
+    if rows % block or columns % block:
+        raise ValueError(
+            f"pair_levels: the grid {full.grid} of X does not divide by 2^s = {block}; pad X so that its sides "
+            f"divide by stride x 2^s"
+        )
+    grid = (rows // block, columns // block)
+
+    def mean(values: Tensor) -> Tensor:  # [N, A, C] -> [N, A / 4^s, C]
+        maps = values.reshape(images, rows, columns, -1).permute(0, 3, 1, 2)  # [N, a C, rows, columns]
+        pooled = F.avg_pool2d(maps, block).permute(0, 2, 3, 1)  # [N, rows / 2^s, columns / 2^s, a C]
+        return pooled.reshape(images, -1, values.shape[-1])
+
+    invalid = (~full.valid).reshape(images, grid[0], block, grid[1], block, -1)
+    valid = ~invalid.any(4).any(2).reshape(images, -1)  # [N, A / 4^s]
+    return DenseLevel(full.level + s, grid, mean(full.logits), mean(full.deltas), valid)
+
+
+def _ceil_div(value: int, divisor: int) -> int:
+    return (value + divisor - 1) // divisor

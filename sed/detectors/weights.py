@@ -1,0 +1,142 @@
+"""Pretrained weights: torchvision's own enums by name, or any local file.
+
+A file may hold a detector or a backbone alone, bare or under "model" / "state_dict" / "teacher" / "student". It is
+read with `weights_only=True`: a file from someone else runs no code.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+from torch import Tensor
+from torchvision.models import ResNet18_Weights, ResNet50_Weights, WeightsEnum
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, RetinaNet_ResNet50_FPN_Weights
+from torchvision.ops.misc import FrozenBatchNorm2d
+
+from sed.detectors.torchvision_models import TorchvisionDetector, TorchvisionRCNN
+
+logger = logging.getLogger(__name__)
+
+
+class WeightsError(RuntimeError):
+    """Weights that cannot be had or do not fit; the message says what to set."""
+
+
+def load_pretrained(detector: TorchvisionDetector, weights: str, depth: int = 50) -> None:
+    """Initialise `detector` in place.
+
+    Args:
+        detector: what `build_detector` or `wrap` made.
+        weights: "" (nothing), "imagenet" (the ResNet), "coco" (the whole detector) or a local file.
+        depth: of the ResNet, for "imagenet".
+
+    Raises:
+        WeightsError: offline and not cached; no such file; a file that fits neither detector nor backbone.
+    """
+    if not weights:
+        return
+    if weights == "imagenet":
+        enum = {18: ResNet18_Weights.IMAGENET1K_V1, 50: ResNet50_Weights.IMAGENET1K_V1}.get(depth)
+        if enum is None:
+            raise WeightsError(f"MODEL.WEIGHTS imagenet: there are weights for depth 18 and 50, not {depth}")
+        _load_backbone(detector, _download(enum, weights), weights)
+    elif weights == "coco":
+        two_stage = isinstance(detector, TorchvisionRCNN)
+        enum = (FasterRCNN_ResNet50_FPN_Weights if two_stage else RetinaNet_ResNet50_FPN_Weights).COCO_V1
+        state = _download(enum, weights)
+        for module in detector.modules():
+            if isinstance(module, FrozenBatchNorm2d):
+                module.eps = 0.0  # these weights were trained so
+        names = enum.meta["categories"]
+        rows = [i for i, name in enumerate(names) if name != "N/A"]  # background and the 80 used ones of 91
+        _load_detector(detector, state, weights, rows)
+    else:
+        state = read_state_dict(weights)
+        if any(name.startswith(("rpn.", "roi_heads.", "head.")) for name in state):
+            _load_detector(detector, state, weights, None)
+        else:
+            _load_backbone(detector, state, weights)
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a weights file, by name.
+
+    Raises:
+        WeightsError: no such file, not a torch file, or a file without tensors.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise WeightsError(
+            f"{path}: no such weights file; MODEL.WEIGHTS takes a local file, imagenet, coco or '' (from scratch)"
+        ) from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+        raise WeightsError(f"{path}: not a weights file that torch can read safely: {error}") from None
+    for key in ("model", "state_dict", "teacher", "student"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not any(isinstance(v, Tensor) for v in content.values()):
+        raise WeightsError(f"{path}: holds no tensors by name; expected a state_dict")
+    return {
+        name.removeprefix("module."): value for name, value in content.items() if isinstance(value, Tensor)
+    }
+
+
+def _download(enum: WeightsEnum, name: str) -> dict[str, Tensor]:
+    try:
+        return dict(enum.get_state_dict(progress=True, check_hash=True))
+    except (URLError, OSError) as error:
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        raise WeightsError(
+            f"MODEL.WEIGHTS {name}: cannot download {enum.url} ({error}). Without a network, put that file into "
+            f"{folder}/ , set MODEL.WEIGHTS to a local file, or to '' to train from scratch"
+        ) from None
+
+
+def _load_backbone(detector: TorchvisionDetector, state: dict[str, Tensor], origin: str) -> None:
+    body = getattr(detector.model.backbone, "body", detector.model.backbone)
+    state = {name.removeprefix("backbone.").removeprefix("body."): v for name, v in state.items()}
+    state = {name: v for name, v in state.items() if not name.startswith("fc.")}
+    _fits(body.state_dict(), state, origin, "backbone")
+    body.load_state_dict(state, strict=False)
+    logger.info("backbone: %d tensors from %s", len(body.state_dict()), origin)
+
+
+def _load_detector(
+    detector: TorchvisionDetector, state: dict[str, Tensor], origin: str, rows: list[int] | None
+) -> None:
+    own = detector.plain_state_dict()
+    outputs = detector.num_classes + 1
+    fresh = []
+    for name in list(state):
+        if name not in own or state[name].shape == own[name].shape:
+            continue
+        if "box_predictor" not in name and "cls_logits" not in name:
+            continue
+        per_class = own[name].shape[0] // outputs
+        if rows is not None and len(rows) == outputs and "box_predictor" in name:
+            state[name] = state[name].unflatten(0, (-1, per_class))[rows].flatten(0, 1)
+        else:  # other classes than the file's: the classifier starts fresh
+            fresh.append(name)
+            state[name] = own[name]
+    _fits(own, state, origin, "detector")
+    detector.model.load_state_dict(state, strict=False)
+    logger.info(
+        "detector: %d tensors from %s, %d start fresh %s", len(own) - len(fresh), origin, len(fresh), fresh
+    )
+
+
+def _fits(own: dict[str, Tensor], state: dict[str, Tensor], origin: str, what: str) -> None:
+    missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
+    wrong = [n for n in own if n in state and state[n].shape != own[n].shape]
+    if missing or wrong:
+        first = (missing + wrong)[0]
+        found = tuple(state[first].shape) if first in state else "nothing"
+        raise WeightsError(
+            f"{origin}: does not fit this {what}: {len(missing)} of {len(own)} tensors are missing, {len(wrong)} have "
+            f"another shape; first {first}: expected {tuple(own[first].shape)}, found {found}"
+        )
