@@ -133,12 +133,8 @@ def _defaults() -> CfgNode:
     c.SEMI.IMS_PER_BATCH_LABELED = 8  # n_s, over all processes
     c.SEMI.IMS_PER_BATCH_UNLABELED = 8  # n_u, over all processes
     c.SEMI.BURN_IN = 10000  # supervised steps before the teacher is copied from the student
-    c.SEMI.RAMP_STEPS = (
-        0  # after burn-in the unsupervised weights rise linearly over so many steps; 0: at once
-    )
-    c.SEMI.STRONG_LABELED = (
-        True  # every second labelled image also gets the strong view; the control gets the same
-    )
+    c.SEMI.RAMP_STEPS = 0  # after burn-in the unsupervised weights rise linearly over so many steps; 0: at once
+    c.SEMI.STRONG_LABELED = True  # every second labelled image also gets the strong view; the control gets the same
     c.SEMI.EMA = CfgNode()
     c.SEMI.EMA.POLICY = "step"  # a: step (START, then END from the first LR drop) | cosine | constant (START)
     c.SEMI.EMA.START = 0.99
@@ -182,9 +178,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
             base_path = Path(path).parent / base
             base_values = _read_yaml(base_path)
             if BASE_KEY in base_values:
-                raise ConfigError(
-                    f"{base_path}: a {BASE_KEY} file may not name a {BASE_KEY} itself; copy its keys"
-                )
+                raise ConfigError(f"{base_path}: a {BASE_KEY} file may not name a {BASE_KEY} itself; copy its keys")
             _merge(cfg, base_values, str(base_path))
         _merge(cfg, values, str(path))
     if len(overrides) % 2:
@@ -235,9 +229,7 @@ def _merge(cfg: CfgNode, values: dict, origin: str) -> None:
             node[leaf] = _coerce(value, known[key])
         except (TypeError, ValueError):
             want, got = type(known[key]).__name__, type(value).__name__
-            raise ConfigError(
-                f"{origin}: {key} expects {want} (default {known[key]!r}), got {got} {value!r}"
-            ) from None
+            raise ConfigError(f"{origin}: {key} expects {want} (default {known[key]!r}), got {got} {value!r}") from None
 
 
 def _coerce(value: object, default: object) -> object:

@@ -89,9 +89,10 @@ def ohem(fraction: float) -> Reweight:
 
     def reweight(kl: Tensor, g: Tensor, mask: Tensor) -> Tensor:
         # KL >= 0 up to rounding, so what does not count sorts behind everything that does
-        ranked = torch.where(mask, at_least_float32(kl), -1.0).flatten().sort(descending=True).values
-        kept = (mask.sum() * fraction).ceil()
-        chosen = torch.arange(ranked.numel(), device=ranked.device) < kept
+        most = math.ceil(kl.numel() * fraction)  # if all count; how many do is known to the device alone
+        ranked = torch.where(mask, at_least_float32(kl), -1.0).flatten().topk(most).values
+        kept = (mask.sum().double() * fraction).ceil().long()
+        chosen = torch.arange(most, device=kl.device) < kept
         return _masked_sum(ranked, None, chosen) / kept.clamp(min=1)
 
     return reweight

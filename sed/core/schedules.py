@@ -48,9 +48,9 @@ def ema_rate(
 
 
 def ramp(step: int, *, burn_in: int, ramp_steps: int) -> float:
-    """Factor in [0, 1] on the unsupervised weights: 0 up to `burn_in`, then linear, 1 after `ramp_steps` more.
+    """Factor in [0, 1] on the unsupervised weights: 0 up to `burn_in`, 1 from `ramp_steps` later on.
 
-    With ramp_steps = 0 it is 1 at `burn_in` already (the paper).
+    Linear in between; with ramp_steps = 0 it is 1 at `burn_in` already (the paper).
 
     Raises:
         ValueError: for ramp_steps < 0.

@@ -79,7 +79,7 @@ class Teacher(AveragedModel):
         raise TypeError("Teacher: call update(student, rate); update_parameters has no rate")
 
     def checksum(self) -> str:
-        """SHA-256 of all weights and buffers of `module`: equal on all ranks that agree. Waits for the device."""
+        """SHA-256 of all weights and buffers: equal on all ranks that agree. Waits for the device."""
         digest = hashlib.sha256()
         for name, tensor in chain(self.module.named_parameters(), self.module.named_buffers()):
             digest.update(name.encode())

@@ -1,8 +1,7 @@
 """Geometry between the views of one image (METHOD 2).
 
-X^ is X at 1 / 2^s of its size. The cell (row, column) of level f on X and the cell (row, column) of level f -
-s on X^ look at the same part of the picture, so anchor i of P_f(X) and anchor i of P_{f-s}(X^) are the same
-anchor.
+X^ is X at 1 / 2^s of its size. The cell (row, column) of level f on X and the cell (row, column) of level
+f - s on X^ look at the same part of the picture, so anchor i of P_f(X) and of P_{f-s}(X^) is the same anchor.
 
 Shape shorthand: see `sed.core.structures`; a, anchors a cell.
 """
@@ -38,8 +37,8 @@ def downscale(images: Images, s: int) -> Images:
     height, width = images.padded_size
     if s < 1 or height % block or width % block:
         raise ValueError(
-            f"downscale: expected s >= 1 and padded sides that divide by 2^s, got s = {s} and sides {height} x "
-            f"{width}; pad with Images.pad_to_multiple(largest stride * 2**s)"
+            f"downscale: expected s >= 1 and padded sides that divide by 2^s, got s = {s} and sides "
+            f"{height} x {width}; pad with Images.pad_to_multiple(largest stride * 2**s)"
         )
     tensor = images.tensor
     pixels = tensor if tensor.is_floating_point() else tensor.float()
@@ -50,8 +49,7 @@ def downscale(images: Images, s: int) -> Images:
 def pair_levels(full: DensePrediction, small: DensePrediction, s: int) -> list[LevelPair]:
     """Pair P_f(X) with P_{f-s}(X^) for every f where both exist; the end levels without partner take no part.
 
-    A detector with one single map has no such pair: there the map of X is average-pooled by 2^s to X^'s grid
-    [O].
+    A detector with one single map has no such pair: there X's map is average-pooled by 2^s to X^'s grid [O].
 
     Args:
         full: prediction on X.
@@ -77,9 +75,9 @@ def pair_levels(full: DensePrediction, small: DensePrediction, s: int) -> list[L
     for one, other in pairs:
         if one.grid != other.grid or one.logits.shape != other.logits.shape:
             raise ValueError(
-                f"pair_levels: level {one.level} of X has grid {one.grid} and logits {tuple(one.logits.shape)}, "
-                f"its partner {other.level} of X^ {other.grid} and {tuple(other.logits.shape)}; pad X so that its "
-                f"sides divide by largest stride x 2^s"
+                f"pair_levels: level {one.level} of X has grid {one.grid} and logits "
+                f"{tuple(one.logits.shape)}, its partner {other.level} of X^ {other.grid} and "
+                f"{tuple(other.logits.shape)}; pad X so that its sides divide by largest stride x 2^s"
             )
     return pairs
 
@@ -113,8 +111,9 @@ def valid_anchors(
     device = torch.device(device)
     stride = 2**level
     counts = torch.tensor([[_ceil_div(h, stride), _ceil_div(w, stride)] for h, w in sizes])  # [N, 2]
-    if device.type == "cuda":  # from page-locked memory the copy does not wait for the device
-        counts = counts.pin_memory().to(device, non_blocking=True)
+    if device.type == "cuda":
+        counts = counts.pin_memory()  # so that the copy does not wait for the device
+    counts = counts.to(device, non_blocking=True)
     rows = torch.arange(grid[0], device=device) < counts[:, :1]  # [N, rows]
     columns = torch.arange(grid[1], device=device) < counts[:, 1:]  # [N, columns]
     cells = rows[:, :, None] & columns[:, None, :]  # [N, rows, columns]
@@ -122,13 +121,13 @@ def valid_anchors(
 
 
 def _pool(full: DenseLevel, s: int) -> DenseLevel:
-    """The map of X on a grid of 2^s x 2^s larger cells; a cell counts if all it was made of is valid."""
+    """The map of X on a grid of 2^s x 2^s larger cells; an anchor counts if all it is made of do."""
     block = 2**s
     (rows, columns), images = full.grid, full.logits.shape[0]
     if rows % block or columns % block:
         raise ValueError(
-            f"pair_levels: the grid {full.grid} of X does not divide by 2^s = {block}; pad X so that its sides "
-            f"divide by stride x 2^s"
+            f"pair_levels: the grid {full.grid} of X does not divide by 2^s = {block}; pad X so that "
+            f"its sides divide by stride x 2^s"
         )
     grid = (rows // block, columns // block)
 

@@ -20,7 +20,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from sed.core.structures import Detections, DensePrediction, Images, LabeledBatch, RegionPrediction
+from sed.core.structures import DensePrediction, Detections, Images, LabeledBatch, RegionPrediction
 
 Head = Literal["dense", "region", "query"]
 

@@ -65,16 +65,12 @@ class TorchvisionDetector(Detector):
         """See `Detector.encode`. Pixels are normalised here and padding becomes exactly 0, as torchvision has it."""
         height, width = images.padded_size
         if height % self.divisor or width % self.divisor:
-            raise ValueError(
-                f"images of {height} x {width}: sides must be multiples of the stride {self.divisor}"
-            )
+            raise ValueError(f"images of {height} x {width}: sides must be multiples of the stride {self.divisor}")
         device = images.tensor.device
         rows = torch.arange(height, device=device).view(1, 1, -1, 1)
         columns = torch.arange(width, device=device).view(1, 1, 1, -1)
         sizes = torch.tensor(images.sizes).to(device, non_blocking=True)  # [N, 2]
-        inside = (rows < sizes[:, 0].view(-1, 1, 1, 1)) & (
-            columns < sizes[:, 1].view(-1, 1, 1, 1)
-        )  # [N, 1, H, W]
+        inside = (rows < sizes[:, 0].view(-1, 1, 1, 1)) & (columns < sizes[:, 1].view(-1, 1, 1, 1))  # [N, 1, H, W]
         pixels = (images.tensor - self.pixel_mean) / self.pixel_std * inside
         maps = self.model.backbone(pixels)
         if not isinstance(maps, dict):
@@ -164,9 +160,7 @@ class TorchvisionRCNN(TorchvisionDetector):
         rpn = self.model.rpn
         logits = torch.cat([level.logits for level in dense.levels], dim=1)  # [N, M, 1]
         deltas = torch.cat([level.deltas for level in dense.levels], dim=1).flatten(0, 1)  # [N M, 4]
-        boxes = rpn.box_coder.decode(deltas.float(), self._anchors(features)).view(
-            len(logits), -1, 4
-        )  # [N, M, 4]
+        boxes = rpn.box_coder.decode(deltas.float(), self._anchors(features)).view(len(logits), -1, 4)  # [N, M, 4]
         per_level = [level.logits.shape[1] for level in dense.levels]
         proposals, _ = rpn.filter_proposals(boxes, logits.float(), list(features.images.sizes), per_level)
         return [p[:limit] for p in proposals]
@@ -223,9 +217,7 @@ class TorchvisionRetinaNet(TorchvisionDetector):
         """See `Detector.dense`."""
         split, _ = self._per_level(features)
         rows = zip(features.maps.values(), split["cls_logits"], split["bbox_regression"], strict=True)
-        return DensePrediction(
-            tuple(self._level(features, m, logits[..., 1:], deltas) for m, logits, deltas in rows)
-        )
+        return DensePrediction(tuple(self._level(features, m, logits[..., 1:], deltas) for m, logits, deltas in rows))
 
     @torch.no_grad()
     def detect(self, images: Images) -> list[Detections]:

@@ -81,9 +81,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             content = content[key]
     if not isinstance(content, dict) or not any(isinstance(v, Tensor) for v in content.values()):
         raise WeightsError(f"{path}: holds no tensors by name; expected a state_dict")
-    return {
-        name.removeprefix("module."): value for name, value in content.items() if isinstance(value, Tensor)
-    }
+    return {name.removeprefix("module."): value for name, value in content.items() if isinstance(value, Tensor)}
 
 
 def _download(enum: WeightsEnum, name: str) -> dict[str, Tensor]:
@@ -125,9 +123,7 @@ def _load_detector(
             state[name] = own[name]
     _fits(own, state, origin, "detector")
     detector.model.load_state_dict(state, strict=False)
-    logger.info(
-        "detector: %d tensors from %s, %d start fresh %s", len(own) - len(fresh), origin, len(fresh), fresh
-    )
+    logger.info("detector: %d tensors from %s, %d start fresh %s", len(own) - len(fresh), origin, len(fresh), fresh)
 
 
 def _fits(own: dict[str, Tensor], state: dict[str, Tensor], origin: str, what: str) -> None:

@@ -44,7 +44,7 @@ class Schedule:
     ema_end: float = 0.9
 
     def ema_rate(self, step: int) -> float:
-        """a of Eq. 4 after `step`."""
+        """A of Eq. 4 after `step`."""
         return ema_rate(
             step,
             policy=self.ema_policy,
@@ -79,9 +79,7 @@ class Method(nn.Module, ABC):
         self.metrics: dict[str, Tensor] = {}
 
     @abstractmethod
-    def forward(
-        self, labeled: LabeledBatch, unlabeled: UnlabeledBatch | None, step: int
-    ) -> dict[str, Tensor]:
+    def forward(self, labeled: LabeledBatch, unlabeled: UnlabeledBatch | None, step: int) -> dict[str, Tensor]:
         """Weighted losses of one step, named `term/head_part`; `unlabeled` is None where it is not needed."""
 
     def needs_unlabeled(self, step: int) -> bool:

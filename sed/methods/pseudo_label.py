@@ -40,9 +40,7 @@ class PseudoLabel(Method):
         super().__init__(student, schedule)
         self.options = options
 
-    def forward(
-        self, labeled: LabeledBatch, unlabeled: UnlabeledBatch | None, step: int
-    ) -> dict[str, Tensor]:
+    def forward(self, labeled: LabeledBatch, unlabeled: UnlabeledBatch | None, step: int) -> dict[str, Tensor]:
         """See `Method.forward`."""
         losses = self.supervised(labeled)
         if unlabeled is None:

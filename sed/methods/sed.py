@@ -77,9 +77,7 @@ class SED(Method):
             focal_gamma=options.focal_gamma,
         )
 
-    def forward(
-        self, labeled: LabeledBatch, unlabeled: UnlabeledBatch | None, step: int
-    ) -> dict[str, Tensor]:
+    def forward(self, labeled: LabeledBatch, unlabeled: UnlabeledBatch | None, step: int) -> dict[str, Tensor]:
         """One step of Eq. 1. See `Method.forward`."""
         losses = self.supervised(labeled)
         if unlabeled is None:
@@ -146,9 +144,7 @@ class SED(Method):
             parts |= _named("region", region_consistency(target, own, self.reweight, symmetric=False))
             self.metrics["teacher_positives"] = (target.logits.softmax(-1)[:, :-1].amax(-1) > 0.5).sum()
         else:
-            self.metrics["teacher_positives"] = sum(
-                (level.logits > 0).sum() for level in teacher.dense.levels
-            )
+            self.metrics["teacher_positives"] = sum((level.logits > 0).sum() for level in teacher.dense.levels)
         return parts
 
 

@@ -13,8 +13,6 @@ class Supervised(Method):
 
     uses_unlabeled = False
 
-    def forward(
-        self, labeled: LabeledBatch, unlabeled: UnlabeledBatch | None, step: int
-    ) -> dict[str, Tensor]:
+    def forward(self, labeled: LabeledBatch, unlabeled: UnlabeledBatch | None, step: int) -> dict[str, Tensor]:
         """See `Method.forward`; `unlabeled` is not looked at."""
         return self.supervised(labeled)

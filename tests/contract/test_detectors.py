@@ -164,9 +164,7 @@ def test_half_size_view_pairs_level_by_level(detector):
     # the paired anchors are the same boxes, one scale apart (torchvision rounds base anchors to whole pixels)
     counts = [level.logits.shape[1] for level in detector.dense(full).levels]
     big = anchors_of(detector, full)[0].split(counts)[1:]
-    half = anchors_of(detector, small)[0].split(
-        [lvl.logits.shape[1] for lvl in detector.dense(small).levels]
-    )[:-1]
+    half = anchors_of(detector, small)[0].split([lvl.logits.shape[1] for lvl in detector.dense(small).levels])[:-1]
     for a, b in zip(big, half, strict=True):
         assert (a - 2 * b).abs().max() <= 1.0
 
@@ -199,12 +197,8 @@ def stock_losses(detector, batch, seed):
     height, width = batch.images.padded_size
     model.transform.min_size, model.transform.max_size = (min(height, width),), max(height, width)
     model.transform.size_divisible = detector.divisor
-    model.transform.torch_choice = lambda sizes: sizes[
-        0
-    ]  # it draws from the RNG that samples the anchors too
-    images = [
-        i[:, :h, :w].float() / 255 for i, (h, w) in zip(batch.images.tensor, batch.images.sizes, strict=True)
-    ]
+    model.transform.torch_choice = lambda sizes: sizes[0]  # it draws from the RNG that samples the anchors too
+    images = [i[:, :h, :w].float() / 255 for i, (h, w) in zip(batch.images.tensor, batch.images.sizes, strict=True)]
     targets = [{"boxes": t.boxes, "labels": t.classes + 1} for t in batch.targets]
     torch.manual_seed(seed)
     return model(images, targets)

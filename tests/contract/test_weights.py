@@ -57,9 +57,7 @@ def test_coco_weights_map_their_91_rows_to_80_classes(monkeypatch):
     for k, name in enumerate(used):
         row = names.index(name)
         assert torch.equal(predictor.cls_score.weight[k + 1], source.cls_score.weight[row])
-        assert torch.equal(
-            predictor.bbox_pred.weight[4 * k + 4 : 4 * k + 8], source.bbox_pred.weight[4 * row :][:4]
-        )
+        assert torch.equal(predictor.bbox_pred.weight[4 * k + 4 : 4 * k + 8], source.bbox_pred.weight[4 * row :][:4])
     assert torch.equal(predictor.cls_score.bias[0], source.cls_score.bias[0])
 
 

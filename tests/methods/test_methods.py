@@ -155,9 +155,7 @@ def test_smaller_scales_are_drawn_and_padded_for():
     seen = count_passes(method)
     for step in range(2, 14):
         run(method, step=step)
-    pairs = {
-        (seen[i + 1][1], seen[i + 3][1]) for i in range(0, len(seen), 4)
-    }  # (teacher's side, small view's side)
+    pairs = {(seen[i + 1][1], seen[i + 3][1]) for i in range(0, len(seen), 4)}  # (teacher's side, small view's side)
     assert pairs == {(64, 32), (128, 32)}  # s = 1 and s = 2: padded to 32 x 2^s, then divided by 2^s
 
 
@@ -225,4 +223,5 @@ def test_a_method_is_a_module_that_ddp_could_wrap():
     method = make_method()
     trained = [p for p in method.parameters() if p.requires_grad]
     assert len(trained) == sum(1 for _ in method.student.parameters())
-    assert isinstance(method, nn.Module) and isinstance(method, SED)
+    assert isinstance(method, nn.Module)
+    assert isinstance(method, SED)

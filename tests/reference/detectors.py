@@ -34,18 +34,14 @@ def make_detector(name: str = "small_rcnn", seed: int = 0) -> TorchvisionDetecto
     return build_detector(SPECS[name])
 
 
-def make_images(
-    sizes: tuple[tuple[int, int], ...] = ((64, 64), (50, 60)), seed: int = 0, divisor: int = 1
-) -> Images:
+def make_images(sizes: tuple[tuple[int, int], ...] = ((64, 64), (50, 60)), seed: int = 0, divisor: int = 1) -> Images:
     """uint8 noise images of the given sizes in one padded batch."""
     generator = torch.Generator().manual_seed(seed)
     images = [torch.randint(0, 256, (3, h, w), generator=generator, dtype=torch.uint8) for h, w in sizes]
     return Images.from_list(images, divisor)
 
 
-def make_labeled(
-    sizes: tuple[tuple[int, int], ...] = ((64, 64), (50, 60)), empty: bool = False
-) -> LabeledBatch:
+def make_labeled(sizes: tuple[tuple[int, int], ...] = ((64, 64), (50, 60)), empty: bool = False) -> LabeledBatch:
     """A labelled batch with two boxes an image, or none."""
     boxes = torch.tensor([[4.0, 4, 30, 36], [20, 10, 44, 40]])
     target = Targets(boxes, torch.tensor([0, 2]))
@@ -54,9 +50,7 @@ def make_labeled(
     return LabeledBatch(make_images(sizes), (target,) * len(sizes))
 
 
-def make_unlabeled(
-    sizes: tuple[tuple[int, int], ...] = ((64, 64), (50, 60)), seed: int = 1
-) -> UnlabeledBatch:
+def make_unlabeled(sizes: tuple[tuple[int, int], ...] = ((64, 64), (50, 60)), seed: int = 1) -> UnlabeledBatch:
     """Two views that differ in pixels and share their geometry."""
     weak = make_images(sizes, seed)
     noise = make_images(sizes, seed + 100)

@@ -1,0 +1,193 @@
+"""COCO json files: read with pycocotools, checked item by item.
+
+What makes training impossible or wrong is one DataError that names the file and the item: not COCO, a missing
+image, an unknown category or image id, a duplicate id, a box with NaN. What training can go on without is
+done and told in one counted warning: boxes of zero size or outside the image are dropped, boxes that stick
+out are clipped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import math
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sed.data.catalog import XYWH_ABS, Dataset, Record
+from sed.data.errors import DataError
+
+_log = logging.getLogger(__name__)
+_MIN_SIDE = 0.01  # pixels; a box with a shorter side has no size that float32 could keep after a resize
+_ROUNDING = 1.0  # pixels; sticking out by no more than this is clipped without a word
+
+
+def load_coco(path: str | Path, image_root: str | Path = "", labeled: bool = True) -> Dataset:
+    """Read a COCO detection json.
+
+    Args:
+        path: the json file.
+        image_root: folder of its images; "" tries the json's folder, its `images/`, its folder named as the
+            json.
+        labeled: False drops all annotations unread.
+
+    Returns:
+        Records in the json's order; classes in the order of their category ids.
+
+    Raises:
+        DataError: see the module's docstring; also for a labelled file without any usable box.
+    """
+    from pycocotools.coco import COCO
+
+    content = _read_json(Path(path), labeled)
+    if not labeled:
+        content.pop("annotations", None)
+    images, categories = content["images"], sorted(content["categories"], key=lambda c: c["id"])
+    _check_images(path, images)
+    _check_unique(path, "category", (c["id"] for c in categories))
+    _check_unique(path, "category name", (c["name"] for c in categories))
+    root = _find_images(Path(path), image_root, [image["file_name"] for image in images])
+    records: list[Record] = [
+        {
+            "file_name": str(root / image["file_name"]),
+            "image_id": image["id"],
+            "height": int(image["height"]),
+            "width": int(image["width"]),
+        }
+        for image in images
+    ]
+    if labeled:
+        classes = {category["id"]: index for index, category in enumerate(categories)}
+        _check_annotations(path, content["annotations"], {image["id"] for image in images}, classes)
+        coco = COCO()
+        coco.dataset = content
+        with contextlib.redirect_stdout(io.StringIO()):
+            coco.createIndex()
+        _add_annotations(path, records, coco.imgToAnns, classes)
+    return Dataset(str(path), records, tuple(c["name"] for c in categories), tuple(int(c["id"]) for c in categories))
+
+
+def _read_json(path: Path, labeled: bool) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a json file ({error})") from None
+    needed = ["images", "categories"] + ["annotations"] * labeled
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: not COCO: expected an object with {needed}, got a {type(content).__name__}")
+    if not labeled:
+        content.setdefault("categories", [])
+    missing = [key for key in needed if not isinstance(content.get(key), list)]
+    if missing:
+        raise DataError(f"{path}: not COCO: expected the lists {needed}, but {missing} are missing or no lists")
+    fields = {
+        "images": ("id", "file_name", "height", "width"),
+        "categories": ("id", "name"),
+        "annotations": ("id", "image_id", "category_id", "bbox"),
+    }
+    for key in needed:
+        for index, item in enumerate(content[key]):
+            absent = [f for f in fields[key] if not isinstance(item, dict) or f not in item]
+            if absent:
+                raise DataError(f"{path}: not COCO: {key}[{index}] lacks {', '.join(absent)}")
+    return content
+
+
+def _check_unique(path: str | Path, kind: str, ids: Iterable[Any]) -> None:
+    seen = set()
+    for value in ids:
+        if value in seen:
+            raise DataError(f"{path}: {kind} id {value!r} occurs twice; ids must be unique")
+        seen.add(value)
+
+
+def _check_images(path: str | Path, images: Sequence[dict]) -> None:
+    if not images:
+        raise DataError(f"{path}: it lists no image")
+    _check_unique(path, "image", (image["id"] for image in images))
+    for image in images:
+        sides = (image["height"], image["width"])
+        if not all(isinstance(side, (int, float)) and side >= 1 for side in sides):
+            raise DataError(
+                f"{path}: image {image['file_name']} (id {image['id']}) has height, width {sides}; "
+                "expected numbers of pixels"
+            )
+
+
+def _find_images(path: Path, image_root: str | Path, names: Sequence[str]) -> Path:
+    folder = path.parent
+    roots = [Path(image_root)] if str(image_root) else [folder, folder / "images", folder / path.stem]
+    listed: dict[str, frozenset[str]] = {}
+
+    def exists(root: Path, name: str) -> bool:
+        parent, leaf = os.path.split(root / name)
+        if parent not in listed:
+            listed[parent] = frozenset(os.listdir(parent)) if os.path.isdir(parent) else frozenset()
+        return leaf in listed[parent]
+
+    missing = {root: [name for name in names if not exists(root, name)] for root in roots}
+    best = min(roots, key=lambda root: len(missing[root]))
+    if missing[best]:
+        raise DataError(
+            f"{path}: image file {missing[best][0]} is missing ({len(missing[best])} of {len(names)} are); "
+            f"looked in {', '.join(map(str, roots))}; set DATASETS.IMAGE_ROOT to the folder of the images"
+        )
+    return best
+
+
+def _check_annotations(path: str | Path, annotations: Sequence[dict], images: set, classes: dict) -> None:
+    _check_unique(path, "annotation", (a["id"] for a in annotations))
+    for a in annotations:
+        item = f"{path}: annotation {a['id']} (image id {a['image_id']})"
+        if a["image_id"] not in images:
+            raise DataError(f"{item}: there is no image with this id")
+        if a["category_id"] not in classes:
+            raise DataError(f"{item}: unknown category id {a['category_id']}; known are {sorted(classes)}")
+        box = a["bbox"]
+        if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, (int, float)) for v in box):
+            raise DataError(f"{item}: bbox {box!r} is not [x, y, width, height]")
+        if not all(math.isfinite(v) for v in box):
+            raise DataError(f"{item}: bbox {box} holds NaN or infinity")
+
+
+def _add_annotations(path: str | Path, records: list[Record], by_image: dict, classes: dict) -> None:
+    dropped: list[int] = []
+    clipped: list[int] = []
+    usable = 0
+    for record in records:
+        record["annotations"] = []
+        for a in by_image.get(record["image_id"], ()):
+            x, y, w, h = a["bbox"]
+            x0, y0 = max(x, 0), max(y, 0)
+            x1, y1 = min(x + w, record["width"]), min(y + h, record["height"])
+            if min(x1 - x0, y1 - y0) < _MIN_SIDE:
+                dropped.append(a["id"])
+                continue
+            if max(x0 - x, y0 - y, x + w - x1, y + h - y1) > _ROUNDING:
+                clipped.append(a["id"])
+            crowd = int(a.get("iscrowd", 0) or 0)
+            usable += not crowd
+            record["annotations"].append(
+                {
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    "bbox_mode": XYWH_ABS,
+                    "category_id": classes[a["category_id"]],
+                    "iscrowd": crowd,
+                    "area": a.get("area") or (x1 - x0) * (y1 - y0),
+                }
+            )
+    if dropped or clipped:
+        parts = []
+        if dropped:
+            parts.append(f"dropped {len(dropped)} boxes of zero size or outside the image (annotation {dropped[0]})")
+        if clipped:
+            parts.append(f"clipped {len(clipped)} boxes that stick out of the image (annotation {clipped[0]})")
+        _log.warning("%s: %s", path, "; ".join(parts))
+    if not usable:
+        raise DataError(f"{path}: no usable box in its {len(records)} images; an empty labelled set trains nothing")

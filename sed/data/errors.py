@@ -1,0 +1,7 @@
+"""The one exception of the data room."""
+
+from __future__ import annotations
+
+
+class DataError(ValueError):
+    """Data that cannot be used: the message names the file, the item, what was expected and the remedy."""

@@ -1,0 +1,160 @@
+"""From a record to tensors: read, check, resize, flip, strong view, boxes along with the pixels.
+
+What a sample becomes depends only on (seed, stream, position) and the record, never on worker processes or on
+what was drawn before: its generator is `np.random.default_rng([seed, stream, position])`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from sed.core.structures import Size, Targets
+from sed.data.augmentation import StrongAugmentation, flip, resize_shortest
+from sed.data.catalog import Record
+from sed.data.errors import DataError
+
+LABELED, UNLABELED = 0, 1  # stream ids
+_ENDINGS = {
+    b"\xff\xd8": b"\xff\xd9",
+    b"\x89P": b"IEND",
+}  # first bytes of JPEG, PNG -> what a whole file ends with
+
+
+class ImageInfo(NamedTuple):
+    """What evaluation needs to know of a test image.
+
+    Attributes:
+        image_id: of the record.
+        scale: (x, y) factors from the file's pixels to those of the tensor.
+        size: (height, width) of the file.
+    """
+
+    image_id: int | str
+    scale: tuple[float, float]
+    size: Size
+
+
+@dataclass(frozen=True)
+class Mapper:
+    """Turns records into samples.
+
+    Attributes:
+        min_size: range of the short side in pixels, both ends included; `test` takes the first.
+        max_size: limit of the long side.
+        flip: mirror with probability 0.5.
+        strong: the strong view.
+        strong_labeled: every second labelled sample also gets the strong view.
+        seed: of the run.
+    """
+
+    min_size: tuple[int, int]
+    max_size: int
+    flip: bool = True
+    strong: StrongAugmentation = field(default_factory=StrongAugmentation)
+    strong_labeled: bool = False
+    seed: int = 0
+
+    def labeled(self, record: Record, position: int) -> tuple[Tensor, Targets]:
+        """The weak (every second one: strong) view [3, h, w] uint8 of a record and its boxes."""
+        rng = np.random.default_rng([self.seed, LABELED, position])
+        image, flipped = self._weak(record, rng)
+        targets = _targets(record, image.shape[:2], flipped)
+        if self.strong_labeled and position % 2:
+            image = self.strong(image, rng)
+        return _to_tensor(image), targets
+
+    def unlabeled(self, record: Record, position: int) -> tuple[Tensor, Tensor]:
+        """The weak and the strong view of a record, both [3, h, w] uint8 of one geometry."""
+        rng = np.random.default_rng([self.seed, UNLABELED, position])
+        weak, _ = self._weak(record, rng)
+        return _to_tensor(weak), _to_tensor(self.strong(weak, rng))
+
+    def test(self, record: Record) -> tuple[Tensor, ImageInfo]:
+        """The resized image [3, h, w] uint8, nothing drawn at random."""
+        image = resize_shortest(read_image(record), self.min_size[0], self.max_size)
+        height, width = record["height"], record["width"]
+        scale = (image.shape[1] / width, image.shape[0] / height)
+        return _to_tensor(image), ImageInfo(record["image_id"], scale, (height, width))
+
+    def _weak(self, record: Record, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
+        short = int(rng.integers(self.min_size[0], self.min_size[1] + 1))
+        flipped = bool(rng.random() < 0.5) and self.flip
+        image = read_image(record)
+        if flipped:  # before the resize, which mostly enlarges: less to move
+            image = flip(image)
+        return resize_shortest(image, short, self.max_size), flipped
+
+
+def read_image(record: Record) -> np.ndarray:
+    """The record's pixels, [H, W, 3] uint8 RGB.
+
+    EXIF orientation is applied; where the record's size fits only without it, it is not.
+
+    Raises:
+        DataError: if the file is missing, truncated, no image, or of another size than the record says.
+    """
+    path = record["file_name"]
+    try:
+        data = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise DataError(f"{path}: image cannot be read ({error.strerror or error})") from None
+    head, tail = data[:2].tobytes(), data[-64:].tobytes()
+    if head in _ENDINGS and _ENDINGS[head] not in tail:
+        _check_whole(path)
+    wanted = (record["height"], record["width"])
+    image = _decode(path, data, cv2.IMREAD_COLOR)
+    if image.shape[:2] != wanted:
+        size, image = image.shape[:2], _decode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        if image.shape[:2] != wanted:
+            raise DataError(
+                f"{path}: the image is {size[0]} x {size[1]} (height x width), its annotation file says "
+                f"{wanted[0]} x {wanted[1]}; its boxes would be wrong, correct one of them"
+            )
+    return image
+
+
+def _decode(path: str, data: np.ndarray, flags: int) -> np.ndarray:
+    image = cv2.imdecode(data, flags) if data.size else None
+    if image is None:
+        raise DataError(f"{path}: not a readable image; repair or remove it")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+
+
+def _check_whole(path: str) -> None:
+    """OpenCV fills the rest of a truncated file with grey and says nothing; Pillow refuses it."""
+    from PIL import Image
+
+    try:
+        with Image.open(Path(path)) as image:
+            image.load()
+    except (OSError, SyntaxError) as error:  # Pillow's PNG reader reports a broken chunk as SyntaxError
+        raise DataError(f"{path}: truncated or damaged image ({error}); repair or remove it") from None
+
+
+def _targets(record: Record, size: Size, flipped: bool) -> Targets:
+    """Boxes of the resized image, flipped and clipped with it; crowds are left out."""
+    items = [a for a in record["annotations"] if not a["iscrowd"]]
+    boxes = np.array([a["bbox"] for a in items], np.float64).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]  # xywh -> xyxy
+    height, width = size
+    boxes *= np.array([width / record["width"], height / record["height"]] * 2)
+    if flipped:
+        boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
+    boxes = np.clip(boxes, 0, [width, height] * 2).astype(np.float32)
+    keep = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    classes = np.array([a["category_id"] for a in items], np.int64)
+    return Targets(torch.from_numpy(boxes[keep]), torch.from_numpy(classes[keep]))
+
+
+def _to_tensor(image: np.ndarray) -> Tensor:
+    """[h, w, 3] -> [3, h, w]; OpenCV's split is several times faster than a permuted copy."""
+    planes = np.empty((3, *image.shape[:2]), np.uint8)
+    cv2.split(image, list(planes))
+    return torch.from_numpy(planes)

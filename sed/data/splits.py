@@ -1,0 +1,124 @@
+"""Labelled and unlabelled parts of one data set, and the manifest that records them.
+
+A split depends only on the image ids and the fold: images are ordered by a hash of (fold, id) and the first
+ones are labelled. So it is drawn without replacement, is the same on every machine and numpy version, does
+not depend on the order of the json, and the 1 % of a fold lies within its 5 %, which lies within its 10 %.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sed.data.catalog import Record, strip_annotations
+from sed.data.errors import DataError
+
+VERSION = 1
+
+
+def split(
+    records: Sequence[Record], percent: float = 0.0, count: int = 0, fold: int = 0
+) -> tuple[list[Record], list[Record]]:
+    """Divide records into labelled ones and unlabelled ones, whose annotations are taken away.
+
+    Args:
+        records: all of them, labelled.
+        percent: share of labelled images in (0, 100], rounded down (10 % of 118287 is 11828).
+        count: the same as a number of images; exactly one of the two is given.
+        fold: which split.
+
+    Returns:
+        (labelled, unlabelled), each in the order of `records`; the second is empty at 100 %.
+
+    Raises:
+        DataError: if both or neither of percent and count are given, or none or more than all would be
+            labelled.
+    """
+    if (percent > 0) == (count > 0):
+        raise DataError(
+            "split: give either SEMI.LABELED_PERCENT or SEMI.LABELED_COUNT (or DATASETS.UNLABELED instead); "
+            f"got {percent} and {count}"
+        )
+    wanted = count or math.floor(len(records) * percent / 100 + 1e-9)
+    if not 1 <= wanted <= len(records):
+        raise DataError(
+            f"split: {percent} % / {count} images of {len(records)} would label {wanted} images; "
+            f"expected 1 to {len(records)}"
+        )
+    order = sorted(records, key=lambda record: hashlib.sha256(f"{fold}:{record['image_id']}".encode()).digest())
+    chosen = {record["image_id"] for record in order[:wanted]}
+    if len(chosen) < wanted:
+        raise DataError("split: image ids are not unique")
+    labeled = [record for record in records if record["image_id"] in chosen]
+    return labeled, strip_annotations([record for record in records if record["image_id"] not in chosen])
+
+
+def id_hash(records: Sequence[Record]) -> str:
+    """SHA-256 of the sorted image ids: equal for equal sets of images."""
+    return hashlib.sha256("\n".join(sorted(str(r["image_id"]) for r in records)).encode()).hexdigest()
+
+
+def write_manifest(
+    path: str | Path,
+    labeled: Sequence[Record],
+    unlabeled: Sequence[Record],
+    classes: Sequence[str],
+    *,
+    source: str,
+    fold: int = 0,
+    percent: float = 0.0,
+    count: int = 0,
+) -> None:
+    """Write down which images are labelled, so that a run can be repeated and compared (atomic)."""
+    boxes = Counter(a["category_id"] for r in labeled for a in r["annotations"] if not a["iscrowd"])
+    content = {
+        "version": VERSION,
+        "source": source,
+        "fold": fold,
+        "percent": percent,
+        "count": count,
+        "labeled": len(labeled),
+        "unlabeled": len(unlabeled),
+        "labeled_sha256": id_hash(labeled),
+        "unlabeled_sha256": id_hash(unlabeled),
+        "boxes_per_class": {name: boxes[index] for index, name in enumerate(classes)},
+        "labeled_ids": [record["image_id"] for record in labeled],
+    }
+    temporary = Path(f"{path}.tmp{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=1))
+    os.replace(temporary, path)
+
+
+def read_manifest(path: str | Path) -> dict[str, Any]:
+    """The manifest's content.
+
+    Raises:
+        DataError: if it is missing or not a manifest.
+    """
+    try:
+        content = json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such split manifest") from None
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}: not a split manifest ({error})") from None
+    if not isinstance(content, dict) or content.get("version") != VERSION or "labeled_sha256" not in content:
+        raise DataError(f"{path}: not a split manifest of version {VERSION}")
+    return content
+
+
+def check_manifest(path: str | Path, labeled: Sequence[Record], unlabeled: Sequence[Record] | None = None) -> None:
+    """Raise DataError unless the images are those that the manifest names."""
+    content = read_manifest(path)
+    for kind, records in (("labeled", labeled), ("unlabeled", unlabeled)):
+        if records is not None and content[f"{kind}_sha256"] != id_hash(records):
+            raise DataError(
+                f"{path}: the {kind} images differ from those that this folder's run began with "
+                f"({len(records)} now, {content[kind]} then); "
+                "use the same data, split and fold, or another output folder"
+            )

@@ -1,0 +1,313 @@
+"""From a config to the parts of a run. Below this file there are no config objects, only scalars."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from fvcore.common.config import CfgNode
+
+from sed.config import ConfigError
+from sed.core.structures import Images
+from sed.data.augmentation import StrongAugmentation
+from sed.data.catalog import (
+    Dataset,
+    Record,
+    check_disjoint,
+    check_same_classes,
+    load_datasets,
+    strip_annotations,
+    without_empty,
+)
+from sed.data.loaders import Stream, collate_labeled, collate_unlabeled, test_loader
+from sed.data.mapper import LABELED, UNLABELED, ImageInfo, Mapper
+from sed.data.splits import split
+from sed.detectors.base import Detector
+from sed.detectors.build import DetectorSpec, build_detector
+from sed.detectors.weights import load_pretrained
+from sed.engine import checkpoint
+from sed.engine.launch import rank, world_size
+from sed.engine.solver import Clip, LearningRate, Precision, build_optimizer, lr_factor
+from sed.engine.trainer import LoopOptions, Trainer
+from sed.evaluation.coco import Results, evaluate
+from sed.methods.base import Method, Schedule
+from sed.methods.build import build_method
+from sed.methods.pseudo_label import PseudoLabelOptions
+from sed.methods.sed import SEDOptions
+
+log = logging.getLogger(__name__)
+TestBatches = Callable[[], Iterator[tuple[Images, list[ImageInfo]]]]
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run trains and is tested on; the three sets share no image.
+
+    Attributes:
+        labeled: its classes are the run's.
+        unlabeled: records without annotations; empty where the config gives none.
+        test: None where DATASETS.TEST is empty.
+    """
+
+    labeled: Dataset
+    unlabeled: list[Record]
+    test: Dataset | None
+
+
+def resolve_device(name: str) -> torch.device:
+    """MODEL.DEVICE as this process's device.
+
+    Raises:
+        ConfigError: for cuda where there is none.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigError("MODEL.DEVICE is cuda, but torch finds no GPU; set it to auto or cpu")
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device(name)
+
+
+# ---------------------------------------------------------------------------------------------- data
+def build_data(cfg: CfgNode) -> Data:
+    """Read, split and check all data sets.
+
+    Raises:
+        ConfigError: where the config asks for what cannot be.
+        DataError: where the data cannot be used.
+    """
+    d, s, root = cfg.DATASETS, cfg.SEMI, cfg.DATASETS.IMAGE_ROOT
+    wants_split = s.LABELED_PERCENT > 0 or s.LABELED_COUNT > 0
+    if d.UNLABELED and wants_split:
+        raise ConfigError(
+            "DATASETS.UNLABELED and a split (SEMI.LABELED_PERCENT or SEMI.LABELED_COUNT) exclude each other; "
+            "set one of them"
+        )
+    train = load_datasets(d.TRAIN, root)
+    labeled, unlabeled = train.records, []
+    if wants_split:
+        labeled, unlabeled = split(labeled, s.LABELED_PERCENT, s.LABELED_COUNT, s.FOLD)
+    elif d.UNLABELED and s.METHOD != "supervised":
+        unlabeled = strip_annotations(load_datasets(d.UNLABELED, root, labeled=False).records)
+    if not unlabeled and s.METHOD != "supervised":
+        raise ConfigError(
+            f"SEMI.METHOD is {s.METHOD}, but there is no unlabelled image: set DATASETS.UNLABELED, or split "
+            "DATASETS.TRAIN by SEMI.LABELED_PERCENT or SEMI.LABELED_COUNT, or set SEMI.METHOD supervised"
+        )
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        labeled = without_empty(labeled, train.name)
+    _check_classes(cfg, train)
+    test = build_test_set(cfg) if d.TEST else None
+    if test is not None:
+        check_same_classes(train, test)
+    check_disjoint(labeled, unlabeled, test.records if test else [])
+    return Data(Dataset(train.name, labeled, train.classes, train.category_ids), unlabeled, test)
+
+
+def build_test_set(cfg: CfgNode) -> Dataset:
+    """DATASETS.TEST; its number of classes is checked against the config."""
+    test = load_datasets(cfg.DATASETS.TEST, cfg.DATASETS.IMAGE_ROOT)
+    _check_classes(cfg, test)
+    return test
+
+
+def _check_classes(cfg: CfgNode, dataset: Dataset) -> None:
+    part = "RETINANET" if cfg.MODEL.META_ARCHITECTURE.endswith("RetinaNet") else "ROI_HEADS"
+    wanted = cfg.MODEL[part].NUM_CLASSES
+    if wanted != len(dataset.classes):
+        raise ConfigError(
+            f"MODEL.{part}.NUM_CLASSES is {wanted}, but {dataset.name} has {len(dataset.classes)} categories "
+            f"({', '.join(dataset.classes[:10])}); set it to {len(dataset.classes)}"
+        )
+
+
+def build_streams(cfg: CfgNode, data: Data, divisor: int) -> tuple[Stream, Stream | None]:
+    """This process's labelled and unlabelled stream; the second is None for the supervised control."""
+    i = cfg.INPUT
+    mapper = Mapper(
+        min_size=_range(i.MIN_SIZE_TRAIN),
+        max_size=i.MAX_SIZE_TRAIN,
+        flip=i.RANDOM_FLIP == "horizontal",
+        strong=StrongAugmentation(fill=i.CUTOUT_FILL),
+        strong_labeled=cfg.SEMI.STRONG_LABELED,
+        seed=cfg.SEED,
+    )
+    stream = partial(
+        Stream,
+        seed=cfg.SEED,
+        aspect_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        rank=rank(),
+        world_size=world_size(),
+    )
+    labeled = stream(
+        data.labeled.records,
+        mapper.labeled,
+        cfg.SEMI.IMS_PER_BATCH_LABELED,
+        stream_id=LABELED,
+        collate=partial(collate_labeled, divisor=divisor),
+    )
+    if cfg.SEMI.METHOD == "supervised":
+        return labeled, None
+    unlabeled = stream(
+        data.unlabeled,
+        mapper.unlabeled,
+        cfg.SEMI.IMS_PER_BATCH_UNLABELED,
+        stream_id=UNLABELED,
+        collate=partial(collate_unlabeled, divisor=divisor * 2**cfg.SED.MAX_SCALE),
+    )
+    return labeled, unlabeled
+
+
+def batches_of(cfg: CfgNode, test: Dataset, divisor: int, rank: int = 0, world_size: int = 1) -> TestBatches:
+    """A function that starts a new pass over a process's share of the test images."""
+    i = cfg.INPUT
+    mapper = Mapper(min_size=(i.MIN_SIZE_TEST, i.MIN_SIZE_TEST), max_size=i.MAX_SIZE_TEST, flip=False)
+    workers = cfg.DATALOADER.NUM_WORKERS
+    return partial(test_loader, test.records, mapper, cfg.TEST.IMS_PER_BATCH, workers, rank, world_size, divisor)
+
+
+def build_evaluator(cfg: CfgNode, test: Dataset, device: torch.device) -> Callable[[Detector], Results]:
+    """A function: detector -> COCO metrics on `test`, computed by all processes together."""
+
+    def run(detector: Detector) -> Results:
+        return evaluate(detector, batches_of(cfg, test, detector.divisor, rank(), world_size())(), test, device)
+
+    return run
+
+
+def _range(values: Sequence[int]) -> tuple[int, int]:
+    if not values or min(values) < 1:
+        raise ConfigError(f"INPUT.MIN_SIZE_TRAIN is {tuple(values)}; expected one length in pixels or a range of two")
+    return min(values), max(values)
+
+
+# ---------------------------------------------------------------------------------------------- model
+def detector_spec(cfg: CfgNode) -> DetectorSpec:
+    """The detector that MODEL and TEST describe."""
+    m, t = cfg.MODEL, cfg.TEST
+    one_stage = m.META_ARCHITECTURE.endswith("RetinaNet")
+    backbones = {"build_resnet_fpn_backbone": "resnet", "build_small_fpn_backbone": "small"}
+    if m.BACKBONE.NAME not in backbones:
+        raise ConfigError(f"MODEL.BACKBONE.NAME is {m.BACKBONE.NAME!r}; it must be one of {', '.join(backbones)}")
+    head = m.RETINANET if one_stage else m.ROI_HEADS
+    return DetectorSpec(
+        architecture="retinanet" if one_stage else "rcnn",
+        num_classes=head.NUM_CLASSES,
+        backbone=backbones[m.BACKBONE.NAME],
+        depth=m.RESNETS.DEPTH,
+        norm=m.RESNETS.NORM,
+        freeze_at=m.BACKBONE.FREEZE_AT,
+        fpn_channels=m.FPN.OUT_CHANNELS,
+        anchor_sizes=m.ANCHOR_GENERATOR.SIZES,
+        aspect_ratios=m.ANCHOR_GENERATOR.ASPECT_RATIOS,
+        pixel_mean=m.PIXEL_MEAN,
+        pixel_std=m.PIXEL_STD,
+        rpn_topk=(
+            m.RPN.PRE_NMS_TOPK_TRAIN,
+            m.RPN.PRE_NMS_TOPK_TEST,
+            m.RPN.POST_NMS_TOPK_TRAIN,
+            m.RPN.POST_NMS_TOPK_TEST,
+        ),
+        rpn_nms=m.RPN.NMS_THRESH,
+        rpn_batch=m.RPN.BATCH_SIZE_PER_IMAGE,
+        region_batch=m.ROI_HEADS.BATCH_SIZE_PER_IMAGE,
+        fc_dim=m.ROI_BOX_HEAD.FC_DIM,
+        pool_resolution=m.ROI_BOX_HEAD.POOLER_RESOLUTION,
+        pool_sampling=m.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO,
+        score_threshold=head.SCORE_THRESH_TEST,
+        nms_threshold=head.NMS_THRESH_TEST,
+        detections=t.DETECTIONS_PER_IMAGE,
+        dense_topk=m.RETINANET.TOPK_CANDIDATES_TEST,
+    )
+
+
+def build_student(cfg: CfgNode, weights: str) -> Detector:
+    """The detector with `weights`: "" (fresh), "imagenet", "coco", a file, or a checkpoint."""
+    detector = build_detector(detector_spec(cfg))
+    if Path(weights).is_file() and checkpoint.is_full(checkpoint.read(weights)):
+        checkpoint.load_weights(detector, weights)
+    else:
+        load_pretrained(detector, weights, cfg.MODEL.RESNETS.DEPTH)
+    return detector
+
+
+def build_method_of(cfg: CfgNode, student: Detector) -> Method:
+    """The method of SEMI.METHOD around `student`."""
+    s, e, r, p = cfg.SEMI, cfg.SED, cfg.SED.REWEIGHT, cfg.PSEUDO_LABEL
+    drops = cfg.SOLVER.STEPS if cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupMultiStepLR" else ()
+    schedule = Schedule(
+        burn_in=s.BURN_IN,
+        max_iter=cfg.SOLVER.MAX_ITER,
+        first_drop=min(drops, default=cfg.SOLVER.MAX_ITER),
+        ramp_steps=s.RAMP_STEPS,
+        ema_policy=s.EMA.POLICY,
+        ema_start=s.EMA.START,
+        ema_end=s.EMA.END,
+    )
+    sed = SEDOptions(
+        lambda_scale=e.LAMBDA_SCALE,
+        lambda_distill=e.LAMBDA_DISTILL,
+        scale_target=e.SCALE_TARGET,
+        scale_source=e.SCALE_SOURCE,
+        max_scale=e.MAX_SCALE,
+        regions_per_view=e.REGIONS_PER_VIEW,
+        reweight=r.KIND,
+        bins=r.BINS,
+        ohem_fraction=r.OHEM_FRACTION,
+        focal_gamma=r.FOCAL_GAMMA,
+    )
+    pseudo = PseudoLabelOptions(threshold=p.THRESHOLD, weight=p.WEIGHT, box_loss=p.BOX_LOSS)
+    return build_method(s.METHOD, student, schedule, sed, pseudo)
+
+
+# ---------------------------------------------------------------------------------------------- trainer
+def build_trainer(cfg: CfgNode, method: Method, data: Data, device: torch.device, folder: Path) -> Trainer:
+    """Everything put together; `method` is on `device`."""
+    o = cfg.SOLVER
+    if cfg.SEMI.METHOD != "supervised" and cfg.SEMI.BURN_IN >= o.MAX_ITER:
+        log.warning("SEMI.BURN_IN %d >= SOLVER.MAX_ITER %d: no unlabelled image is used", cfg.SEMI.BURN_IN, o.MAX_ITER)
+    optimizer = build_optimizer(
+        method.student,
+        o.OPTIMIZER,
+        lr=o.BASE_LR,
+        momentum=o.MOMENTUM,
+        weight_decay=o.WEIGHT_DECAY,
+        weight_decay_norm=o.WEIGHT_DECAY_NORM,
+        backbone_multiplier=o.BACKBONE_MULTIPLIER,
+    )
+    factor = lr_factor(
+        o.LR_SCHEDULER_NAME,
+        max_iter=o.MAX_ITER,
+        steps=o.STEPS,
+        gamma=o.GAMMA,
+        warmup_iters=o.WARMUP_ITERS,
+        warmup_factor=o.WARMUP_FACTOR,
+    )
+    labeled, unlabeled = build_streams(cfg, data, method.student.divisor)
+    clip = o.CLIP_GRADIENTS
+    return Trainer(
+        method,
+        optimizer,
+        LearningRate.of(optimizer, factor),
+        labeled,
+        unlabeled,
+        build_evaluator(cfg, data.test, device) if data.test else None,
+        LoopOptions(
+            max_iter=o.MAX_ITER,
+            accumulate=o.ACCUMULATE,
+            checkpoint_period=o.CHECKPOINT_PERIOD,
+            checkpoints_kept=o.CHECKPOINTS_KEPT,
+            eval_period=cfg.TEST.EVAL_PERIOD,
+            collapse_steps=cfg.SEMI.COLLAPSE_STEPS,
+        ),
+        Precision(o.AMP.ENABLED, o.AMP.DTYPE, device),
+        Clip(clip.CLIP_TYPE, clip.CLIP_VALUE) if clip.ENABLED else Clip(),
+        folder,
+        device,
+    )

@@ -1,0 +1,246 @@
+"""Checkpoints: written atomically, read without running code, refused with a reason when they do not fit.
+
+Two kinds of file:
+
+    checkpoint_0001000.pth   everything a run needs to go on, after 1000 steps; the last few are kept
+    model_best.pth, model_final.pth   the teacher alone, a plain state_dict under the stock framework's names
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sed.detectors.base import Detector
+from sed.methods.base import Method
+
+FORMAT = 1
+_PREFIXES = {"student": "student.", "teacher": "teacher.module."}  # names within Method.state_dict()
+
+
+class CheckpointError(RuntimeError):
+    """A file that cannot be read or does not fit; the message names file, first difference and remedy."""
+
+
+# ---------------------------------------------------------------------------------------------- files
+def save_atomic(content: object, path: str | Path) -> None:
+    """`torch.save` such that `path` has its old content or all of the new, whenever the process dies."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as stream:
+            torch.save(content, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """What a file holds, on the CPU. A file from someone else runs no code (`weights_only=True`).
+
+    Raises:
+        CheckpointError: no such file, or not a whole torch file.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except (
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+        RuntimeError,
+        EOFError,
+        KeyError,
+        ValueError,
+    ) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{path}: cannot be read ({reason}); delete it to go on from the one before, or from the start"
+        ) from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a dictionary, found {type(content).__name__}")
+    return content
+
+
+def checkpoint_path(folder: str | Path, step: int) -> Path:
+    """The file of the state after `step` steps."""
+    return Path(folder) / f"checkpoint_{step:07d}.pth"
+
+
+def checkpoints(folder: str | Path) -> list[Path]:
+    """A run's full checkpoints, oldest first."""
+    return sorted(Path(folder).glob("checkpoint_*.pth"), key=lambda path: int(path.stem.rpartition("_")[2]))
+
+
+def save(state: dict[str, Any], folder: str | Path, step: int, kept: int) -> Path:
+    """Write a full checkpoint and delete all but the `kept` newest ones (at least this one stays)."""
+    path = checkpoint_path(folder, step)
+    save_atomic({"format": FORMAT, "step": step, **state}, path)
+    older = [other for other in checkpoints(folder) if other != path]
+    for old in older[: max(0, len(older) - max(kept, 1) + 1)]:
+        old.unlink()
+    return path
+
+
+def read_full(path: str | Path) -> dict[str, Any]:
+    """A full checkpoint.
+
+    Raises:
+        CheckpointError: as `read`; also for another kind of file.
+    """
+    content = read(path)
+    if content.get("format") != FORMAT or "method" not in content:
+        raise CheckpointError(f"{path}: not a checkpoint of this trainer (format {FORMAT}); it cannot be resumed")
+    return content
+
+
+# ---------------------------------------------------------------------------------------------- fitting
+def fingerprint(detector: Detector) -> dict[str, Any]:
+    """What tells one architecture from another, for people; tensors are compared by `check_fits`."""
+    return {
+        "class": type(detector).__name__,
+        "heads": sorted(detector.heads),
+        "num_classes": detector.num_classes,
+        "tensors": len(detector.state_dict()),
+    }
+
+
+def check_fits(own: Mapping[str, Tensor], found: Mapping[str, Tensor], path: str | Path, what: str = "model") -> None:
+    """Raise one CheckpointError naming the first differing names and shapes, unless all agree.
+
+    Batch norm's `num_batches_tracked` may be missing: old files have none.
+    """
+    missing = [n for n in own if n not in found and not n.endswith("num_batches_tracked")]
+    unknown = [n for n in found if n not in own]
+    wrong = [
+        f"{n} is {tuple(found[n].shape)} there and {tuple(own[n].shape)} here"
+        for n in own
+        if n in found and own[n].shape != found[n].shape
+    ]
+    parts = []
+    if wrong:
+        parts.append(f"{len(wrong)} shapes differ: {'; '.join(wrong[:3])}")
+    if missing:
+        parts.append(f"{len(missing)} tensors are missing there: {', '.join(missing[:3])}")
+    if unknown:
+        parts.append(f"{len(unknown)} are unknown here: {', '.join(unknown[:3])}")
+    if parts:
+        raise CheckpointError(
+            f"{path}: of another architecture than this {what}: {'. '.join(parts)}. Use the config "
+            "it was made with (MODEL.*, number of classes)"
+        )
+
+
+def load_method(method: Method, full: Mapping[str, Any], path: str | Path) -> None:
+    """Student and teacher from a full checkpoint.
+
+    Raises:
+        CheckpointError: for another architecture.
+    """
+    then, now = full.get("fingerprint", {}), fingerprint(method.student)
+    what = f"{type(method.student).__name__} (made with {then}, here {now})" if then != now else "model"
+    check_fits(method.state_dict(), full["method"], path, what)
+    method.load_state_dict(full["method"])
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The optimizer's state and its kind."""
+    return {"kind": type(optimizer).__name__, "state": optimizer.state_dict()}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, found: Mapping[str, Any], path: str | Path) -> None:
+    """What `optimizer_state` returned.
+
+    Raises:
+        CheckpointError: for another optimizer or other parameter groups.
+    """
+    kind = type(optimizer).__name__
+    if found["kind"] != kind:
+        raise CheckpointError(f"{path}: its optimizer is {found['kind']}, here it is {kind}; see SOLVER.OPTIMIZER")
+    try:
+        optimizer.load_state_dict(found["state"])
+    except ValueError as error:
+        raise CheckpointError(f"{path}: its optimizer does not fit ({error}); see SOLVER.*") from None
+
+
+def load_weights(detector: Detector, path: str | Path, which: str = "teacher") -> None:
+    """Weights of one detector from a plain file ({"model": ...} or a bare state_dict) or a full checkpoint.
+
+    Args:
+        detector: filled in place.
+        path: the file; names are the stock framework's or the adapter's own.
+        which: "teacher" or "student": which one of a full checkpoint.
+
+    Raises:
+        CheckpointError: no such file, no tensors in it, or another architecture.
+    """
+    content = read(path)
+    if is_full(content):
+        prefix = _PREFIXES[which]
+        content = {n.removeprefix(prefix): v for n, v in content["method"].items() if n.startswith(prefix)}
+    elif isinstance(content.get("model"), dict):
+        content = content["model"]
+    state = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    if not state:
+        raise CheckpointError(f"{path}: holds no tensors by name; expected a state_dict or {{'model': state_dict}}")
+    own, plain = detector.state_dict(), detector.plain_state_dict()
+    target = own if sum(n in own for n in state) > sum(n in plain for n in state) else plain
+    check_fits(target, state, path)
+    live = {tensor.data_ptr() for tensor in own.values()}
+    with torch.no_grad():
+        for name, value in state.items():
+            if value.numel() and target[name].data_ptr() not in live:
+                raise TypeError(
+                    f"{type(detector).__name__}.plain_state_dict() must share memory with the model: {name}"
+                )
+            target[name].copy_(value)  # the dictionary's tensors are the model's own
+
+
+def is_full(content: Mapping[str, Any]) -> bool:
+    """Whether a file's content is a full checkpoint of this trainer."""
+    return "format" in content and isinstance(content.get("method"), dict)
+
+
+def plain_weights(detector: Detector) -> dict[str, Tensor]:
+    """`detector.plain_state_dict()` on the CPU: what the stock framework loads without this project."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in detector.plain_state_dict().items()}
+
+
+# ---------------------------------------------------------------------------------------------- randomness
+def rng_state() -> dict[str, Any]:
+    """The state of every global random generator of this process, in types that `weights_only` reads."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 (the global one is what is saved)
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "numpy": (
+            str(kind),
+            torch.from_numpy(np.asarray(keys, dtype=np.int64)),
+            int(position),
+            int(has_gauss),
+            float(gauss),
+        ),
+        "python": random.getstate(),
+    }
+
+
+def set_rng_state(state: Mapping[str, Any]) -> None:
+    """Undo everything since `rng_state` returned `state`."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    kind, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))  # noqa: NPY002
+    version, internal, gauss_next = state["python"]
+    random.setstate((version, tuple(internal), gauss_next))

@@ -1,0 +1,85 @@
+"""Two watchmen beside the loop: for steps that are not finite, and for a collapsed teacher."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sed.engine.checkpoint import checkpoints
+
+log = logging.getLogger(__name__)
+
+
+class TrainingError(RuntimeError):
+    """Training that cannot go on; the message says why and what to try."""
+
+
+@dataclass
+class Counters:
+    """What a run remembers beside its weights; part of every checkpoint.
+
+    Attributes:
+        skipped: non-finite steps in all.
+        skipped_in_row: non-finite steps since the last good one.
+        silent: steps since the teacher last found something.
+        warned: whether the collapse warning was given.
+        best_step: steps done when the best teacher was evaluated; -1 before the first evaluation.
+        best: the best teacher's evaluation.
+        last: "student" | "teacher" -> the last evaluation.
+    """
+
+    skipped: int = 0
+    skipped_in_row: int = 0
+    silent: int = 0
+    warned: bool = False
+    best_step: int = -1
+    best: dict[str, float] = field(default_factory=dict)
+    last: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def count_step(counters: Counters, good: bool, step: int, limit: int, folder: Path) -> None:
+    """Count a step that was made (`good`) or skipped because loss or gradient was not finite.
+
+    Raises:
+        TrainingError: after `limit` skipped steps in a row.
+    """
+    if good:
+        counters.skipped_in_row = 0
+        return
+    counters.skipped += 1
+    counters.skipped_in_row += 1
+    log.warning("step %d: loss or gradient is not finite; step skipped (%d in all)", step, counters.skipped)
+    if counters.skipped_in_row >= limit:
+        kept = checkpoints(folder)
+        raise TrainingError(
+            f"step {step}: loss or gradient was not finite {counters.skipped_in_row} times in a row. The "
+            f"last good checkpoint is {kept[-1] if kept else 'not written yet'}. Lower SOLVER.BASE_LR, "
+            "lengthen SOLVER.WARMUP_ITERS or set SOLVER.CLIP_GRADIENTS.ENABLED True; then --resume"
+        )
+
+
+def watch_collapse(counters: Counters, means: Mapping[str, float], step: int, window: int, limit: int) -> None:
+    """Warn once when the teacher has found nothing on the unlabelled images for `limit` steps.
+
+    Args:
+        counters: where the silent steps are counted.
+        means: of the last `window` steps; looked at: "teacher_positives" (absent during burn-in).
+        step: steps done.
+        window: steps that `means` covers.
+        limit: SEMI.COLLAPSE_STEPS; 0: never warn.
+    """
+    positives = means.get("teacher_positives")
+    if not limit or positives is None:
+        return
+    counters.silent = 0 if positives > 0 else counters.silent + window
+    if counters.silent >= limit and not counters.warned:
+        counters.warned = True
+        log.warning(
+            "step %d: the teacher has found nothing on the unlabelled images for %d steps; it may have "
+            "collapsed. Try a longer SEMI.BURN_IN, smaller SED.LAMBDA_SCALE and SED.LAMBDA_DISTILL, "
+            "SEMI.RAMP_STEPS, or a slower teacher (SEMI.EMA.START and END nearer to 1)",
+            step,
+            counters.silent,
+        )

@@ -1,0 +1,133 @@
+"""A run's output folder: whose it is, what it was made with, and its last picture."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+import sed
+from sed.data.catalog import Record
+from sed.engine.checkpoint import checkpoints
+from sed.evaluation.pictures import draw_found, draw_truth
+from sed.evaluation.visualize import contact_sheet, write_png
+
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "opencv-python-headless",
+    "pycocotools",
+    "fvcore",
+    "tensorboard",
+)
+_PICTURE_SIDE = 320  # pixels
+
+
+class OutputError(RuntimeError):
+    """An output folder that this run must not write to."""
+
+
+def claim_folder(folder: str | Path, resume: bool) -> Path | None:
+    """Make `folder` this run's.
+
+    Returns:
+        The checkpoint to go on from; None where the run starts.
+
+    Raises:
+        OutputError: where it holds another run and `resume` is False.
+    """
+    folder = Path(folder)
+    saved = checkpoints(folder)
+    if not resume and (saved or (folder / "config.yaml").exists()):
+        held = f"{saved[-1].name} of {len(saved)} checkpoints" if saved else "config.yaml"
+        raise OutputError(
+            f"{folder} holds another run ({held}): go on with it by --resume, or choose another OUTPUT_DIR"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    for left_over in folder.glob(".*.tmp"):  # a writer was killed
+        left_over.unlink()
+    return saved[-1] if saved else None
+
+
+def write_config(folder: Path, text: str) -> list[str]:
+    """Write config.yaml; returns "KEY: old -> new" for every key that an earlier one there has otherwise."""
+    path = folder / "config.yaml"
+    before = _leaves(yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
+    now = _leaves(yaml.safe_load(text))
+    _write(path, text)
+    return [f"{key}: {before[key]!r} -> {now[key]!r}" for key in now if key in before and before[key] != now[key]]
+
+
+def write_versions(folder: Path, device: torch.device) -> dict[str, Any]:
+    """Write versions.json: packages, machine, commit and command line."""
+    content = {
+        "sed": sed.__version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "command": sys.argv,
+    }
+    _write(folder / "versions.json", json.dumps(content, indent=1))
+    return content
+
+
+def draw_predictions(
+    path: Path, found: Sequence[Mapping[str, Any]], records: Sequence[Record], classes: Sequence[str]
+) -> None:
+    """A contact sheet of `records`: ground truth above, detections with a score of at least 0.5 below.
+
+    Args:
+        path: of the PNG.
+        found: detections, see `sed.evaluation.coco.detect_all`.
+        records: the images; few.
+        classes: names by contiguous class.
+    """
+    truth = [(draw_truth(r, classes, _PICTURE_SIDE), f"truth {r['image_id']}") for r in records]
+    guess = [(draw_found(r, found, classes, 0.5, _PICTURE_SIDE), "teacher, score >= 0.5") for r in records]
+    write_png(str(path), contact_sheet([truth, guess], cell=_PICTURE_SIDE))
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def _leaves(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    rows: dict[str, Any] = {}
+    for key, value in node.items():
+        rows |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return rows
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the working tree that `sed` lies in; None outside of one."""
+    root = Path(sed.__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,278 @@
+"""The training loop: draw, forward, backward, guard, update, average, report.
+
+It drives any `Method` (sed.methods.base) by the step protocol stated there and knows nothing of configs. All
+that it needs to go on exactly is in `Trainer.state_dict`, or is a stateless function of the step.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sed.core.structures import LabeledBatch, UnlabeledBatch
+from sed.detectors.base import Detector
+from sed.engine import checkpoint
+from sed.engine.guards import Counters, count_step, watch_collapse
+from sed.engine.launch import rank, world_size
+from sed.engine.logging import Reporter, Window
+from sed.engine.solver import Clip, LearningRate, Precision
+from sed.methods.base import Method
+
+log = logging.getLogger(__name__)
+Results = dict[str, float]
+
+
+class BatchStream(Protocol):
+    """An endless source of batches that knows how many it gave and can go on from there."""
+
+    position: int
+
+    def __iter__(self) -> Iterator[Any]:
+        """Go on from `position`."""
+
+    def seek(self, position: int) -> None:
+        """Make `position` the number of batches given so far."""
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """How long and how often.
+
+    Attributes:
+        max_iter: optimizer steps of the whole run.
+        accumulate: batches a step; their gradients are averaged, the teacher follows once.
+        checkpoint_period: steps between checkpoints.
+        checkpoints_kept: how many stay.
+        eval_period: steps between evaluations; 0: at the end only.
+        log_period: steps between two transfers of losses to the host.
+        collapse_steps: warn when the teacher finds nothing for so many steps; 0: never.
+        max_skipped: so many non-finite steps in a row stop the training.
+    """
+
+    max_iter: int
+    accumulate: int = 1
+    checkpoint_period: int = 5000
+    checkpoints_kept: int = 2
+    eval_period: int = 5000
+    log_period: int = 20
+    collapse_steps: int = 1000
+    max_skipped: int = 20
+
+
+class Trainer:
+    """Trains a method, step after step, and leaves checkpoints, metrics and the best teacher in `folder`.
+
+    Args:
+        method: student and teacher, on `device`.
+        optimizer: over the student's parameters.
+        learning_rate: of the step.
+        labeled: stream of LabeledBatch (this process's share).
+        unlabeled: stream of UnlabeledBatch; None where the method needs none.
+        evaluate: detector -> metrics (float percent, key "AP" decides which teacher is best); called by all
+            processes together; None: no evaluation.
+        options: see there.
+        precision: see there.
+        clip: see there.
+        folder: the run's output folder; it exists.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        optimizer: torch.optim.Optimizer,
+        learning_rate: LearningRate,
+        labeled: BatchStream,
+        unlabeled: BatchStream | None,
+        evaluate: Callable[[Detector], Results] | None,
+        options: LoopOptions,
+        precision: Precision,
+        clip: Clip,
+        folder: str | Path,
+        device: torch.device,
+    ) -> None:
+        self.method, self.optimizer, self.learning_rate = method, optimizer, learning_rate
+        self.streams = {"labeled": labeled} | ({} if unlabeled is None else {"unlabeled": unlabeled})
+        self.evaluate, self.options, self.precision, self.clip = evaluate, options, precision, clip
+        self.folder, self.device = Path(folder), device
+        self.step = 0  # optimizer steps done
+        self.counters, self.window = Counters(), Window()
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        # A non-finite batch poisons running statistics in the forward pass, before the guard can see it
+        norms = [m for m in method.student.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+        self._statistics = [b for m in norms for b in m.buffers()]
+        self._saved_statistics = [b.clone() for b in self._statistics]
+        self.model: nn.Module = method
+        if world_size() > 1:
+            # The supervised losses reach every trainable parameter in every step, burn-in included: DDP need
+            # not look for unused ones. The teacher takes no gradient; buffers stay each process's own.
+            ids = [device.index] if device.type == "cuda" else None
+            self.model = DistributedDataParallel(method, device_ids=ids, broadcast_buffers=False)
+
+    # ------------------------------------------------------------------------------------------ the loop
+    def train(self) -> Counters:
+        """Run to `max_iter`; returns what was counted, with the best and the last evaluation.
+
+        Raises:
+            TrainingError: after `max_skipped` non-finite steps in a row; the last good checkpoint stays.
+        """
+        o, counters = self.options, self.counters
+        reporter = Reporter(self.folder, self.step, o.max_iter, enabled=rank() == 0)
+        batches = {name: iter(stream) for name, stream in self.streams.items()}
+        save_due = False
+        try:
+            while self.step < o.max_iter:
+                # --- one step
+                lr = self.learning_rate.apply(self.optimizer, self.step)
+                good = self._step(batches)
+                if good:
+                    self.method.update_teacher(self.step)  # Eq. 4
+                count_step(counters, good, self.step, o.max_skipped, self.folder)
+                self.step += 1
+                reporter.step()
+
+                # --- report
+                if self.step % o.log_period == 0 or self.step == o.max_iter:
+                    means = self.window.flush(self.device)
+                    watch_collapse(counters, means, self.step, o.log_period, o.collapse_steps)
+                    reporter.write(self.step, {**means, "lr": lr, "skipped": float(counters.skipped)})
+                    reporter.show(self.step)
+
+                # --- evaluate
+                last = self.step == o.max_iter
+                if self.evaluate and (last or (o.eval_period and self.step % o.eval_period == 0)):
+                    reporter.write(self.step, self._evaluate(self.evaluate))
+                    reporter.show(self.step, ap=counters.last["teacher"]["AP"])
+
+                # --- save, but not in the midst of a row of bad steps: the last good checkpoint stays
+                save_due = save_due or last or self.step % o.checkpoint_period == 0
+                if save_due and (last or counters.skipped_in_row == 0):
+                    self.save()
+                    save_due = False
+        finally:
+            reporter.close()
+        return counters
+
+    def _step(self, batches: Mapping[str, Iterator[Any]]) -> bool:
+        """Forward, backward, clip and, if all is finite, the optimizer's step; returns whether."""
+        o, step = self.options, self.step
+        if self._statistics:
+            torch._foreach_copy_(self._saved_statistics, self._statistics)
+
+        # --- losses and gradients, averaged over the batches of the step
+        self.optimizer.zero_grad(set_to_none=True)
+        finite = torch.ones((), dtype=torch.bool, device=self.device)
+        for micro in range(o.accumulate):
+            labeled: LabeledBatch = next(batches["labeled"]).to(self.device)
+            unlabeled: UnlabeledBatch | None = None
+            if self.method.needs_unlabeled(step):
+                unlabeled = next(batches["unlabeled"]).to(self.device)
+            with self._sync(last=micro == o.accumulate - 1):
+                with self.precision.autocast():
+                    losses = self.model(labeled, unlabeled, step)
+                    total = torch.stack(list(losses.values())).sum() / o.accumulate
+                self.precision.backward(total)
+            finite &= torch.isfinite(total.detach())
+            self.window.add({**losses, **self.method.metrics, "loss": total.detach() * o.accumulate})
+
+        # --- guard: one read-back a step, of the gradient norm that clipping computes anyway
+        self.precision.unscale(self.optimizer)
+        norm = self.clip(self._parameters)
+        finite &= torch.isfinite(norm)
+        if world_size() > 1:  # a loss may be bad in one process only; all must decide alike
+            agreed = finite.to(torch.int32)
+            dist.all_reduce(agreed, op=dist.ReduceOp.MIN)
+            finite = agreed.bool()
+        good = bool(finite)
+
+        # --- update
+        if good:
+            self.optimizer.step()
+            self.window.add({"grad_norm": norm})
+        elif self._statistics:
+            torch._foreach_copy_(self._statistics, self._saved_statistics)
+        self.precision.update()
+        return good
+
+    def _sync(self, last: bool) -> Any:
+        """DDP exchanges gradients in the last backward pass of a step only."""
+        return self.model.no_sync() if isinstance(self.model, DistributedDataParallel) and not last else nullcontext()
+
+    # ------------------------------------------------------------------------------------------ evaluation
+    def _evaluate(self, evaluate: Callable[[Detector], Results]) -> Results:
+        """Evaluate both, keep the best teacher; leaves no trace in training (random numbers, train mode)."""
+        state = checkpoint.rng_state()
+        c = self.counters
+        c.last = {"student": evaluate(self.method.student)}
+        if self.step <= self.method.schedule.burn_in:  # the teacher is a copy until then
+            c.last["teacher"] = dict(c.last["student"])
+        else:
+            c.last["teacher"] = evaluate(self.method.teacher.module)
+        checkpoint.set_rng_state(state)
+        ap, best = c.last["teacher"]["AP"], c.best.get("AP", math.nan)
+        log.info("step %d: AP student %.2f, teacher %.2f", self.step, c.last["student"]["AP"], ap)
+        if not c.best or math.isnan(best) or ap > best:
+            c.best, c.best_step = dict(c.last["teacher"]), self.step
+            if rank() == 0:
+                checkpoint.save_atomic(
+                    checkpoint.plain_weights(self.method.teacher.module), self.folder / "model_best.pth"
+                )
+        return {f"{who}/{name}": value for who, results in c.last.items() for name, value in results.items()}
+
+    # ------------------------------------------------------------------------------------------ state
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the steps so far have changed. Called by all processes together."""
+        rng = [checkpoint.rng_state()]
+        if world_size() > 1:
+            rng = [None] * world_size()
+            dist.all_gather_object(rng, checkpoint.rng_state())
+        return {
+            "method": self.method.state_dict(),
+            "fingerprint": checkpoint.fingerprint(self.method.student),
+            "optimizer": checkpoint.optimizer_state(self.optimizer),
+            "scaler": self.precision.scaler.state_dict(),
+            "streams": {name: stream.position for name, stream in self.streams.items()},
+            "counters": copy.deepcopy(vars(self.counters)),
+            "window": self.window.state_dict(),
+            "rng": rng,
+        }
+
+    def save(self) -> None:
+        """Write a checkpoint of the present state (rank 0)."""
+        state = self.state_dict()
+        if rank() == 0:
+            checkpoint.save(state, self.folder, self.step, self.options.checkpoints_kept)
+
+    def resume(self, path: str | Path) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            CheckpointError: unreadable, or of another architecture, method or optimizer.
+        """
+        state = checkpoint.read_full(path)
+        checkpoint.load_method(self.method, state, path)
+        checkpoint.load_optimizer(self.optimizer, state["optimizer"], path)
+        self.precision.scaler.load_state_dict(state["scaler"])
+        for name, stream in self.streams.items():
+            stream.seek(state["streams"].get(name, 0))
+        self.step, self.counters = state["step"], Counters(**state["counters"])
+        self.window.load_state_dict(state["window"], self.device)
+        if len(state["rng"]) == world_size():
+            checkpoint.set_rng_state(state["rng"][rank()])
+        else:
+            log.warning(
+                "%s was written by %d processes, this run has %d: it goes on, but not bit for bit",
+                path,
+                len(state["rng"]),
+                world_size(),
+            )

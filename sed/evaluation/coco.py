@@ -1,0 +1,191 @@
+"""COCO metrics of a detector, by pycocotools, without a word on stdout.
+
+Everything is compared in the original image's pixels; the ground truth is built in memory from the records.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from sed.core.structures import Detections, Images
+from sed.data.catalog import Dataset, Record
+from sed.data.mapper import ImageInfo
+from sed.detectors.base import Detector
+
+Results = dict[str, float]
+_MAX_DETECTIONS = 100  # an image, as in all published COCO figures
+_CONFIDENT = 0.5  # score from which a detection is counted in "detections"
+
+
+def evaluate(
+    detector: Detector,
+    loader: Iterable[tuple[Images, Sequence[ImageInfo]]],
+    dataset: Dataset,
+    device: torch.device | str,
+) -> Results:
+    """Detect on this process's share of the test images and score the detections of all processes.
+
+    Args:
+        detector: on `device`; its training flags are as before afterwards.
+        loader: test batches, such as `sed.data.loaders.test_loader`; one pass.
+        dataset: whose records hold the ground truth of all images.
+        device: where to.
+
+    Returns:
+        AP, AP50, AP75, APs, APm, APl, "AP-<class>" in percent (NaN where there is no ground truth) and
+        "detections", the number of detections with a score of at least 0.5.
+    """
+    found = _gather(detect_all(detector, loader, device))
+    metrics = [score(found, dataset)] if not dist.is_initialized() or dist.get_rank() == 0 else [None]
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.broadcast_object_list(metrics, src=0)
+    result = metrics[0]
+    assert result is not None
+    return result
+
+
+@torch.no_grad()
+def detect_all(
+    detector: Detector, loader: Iterable[tuple[Images, Sequence[ImageInfo]]], device: torch.device | str
+) -> list[dict[str, Any]]:
+    """Detections of this process's images, in original pixels.
+
+    Returns:
+        One dict a detection: image_id, category (contiguous), bbox [x, y, w, h], score.
+    """
+    modes = {module: module.training for module in detector.modules()}
+    detector.eval()
+    try:
+        rows: list[dict[str, Any]] = []
+        for images, infos in loader:
+            for detections, info in zip(detector.detect(images.to(device)), infos, strict=True):
+                rows += _original(detections, info)
+        return rows
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _original(detections: Detections, info: ImageInfo) -> list[dict[str, Any]]:
+    height, width = info.size
+    scale = torch.tensor([*info.scale, *info.scale], dtype=torch.float64)
+    limit = torch.tensor([width, height, width, height], dtype=torch.float64)
+    boxes = (detections.boxes.double().cpu() / scale).clamp(min=0).minimum(limit)  # [D, 4] xyxy
+    boxes[:, 2:] -= boxes[:, :2]
+    rows = zip(boxes.tolist(), detections.scores.tolist(), detections.classes.tolist(), strict=True)
+    return [{"image_id": info.image_id, "category": c, "bbox": box, "score": s} for box, s, c in rows]
+
+
+def to_coco_results(found: Sequence[dict[str, Any]], dataset: Dataset) -> list[dict[str, Any]]:
+    """Detections of `detect_all` as a COCO results list: original category ids, boxes [x, y, w, h]."""
+    return [
+        {
+            "image_id": row["image_id"],
+            "category_id": dataset.category_ids[row["category"]],
+            "bbox": [round(v, 3) for v in row["bbox"]],
+            "score": round(row["score"], 6),
+        }
+        for row in found
+    ]
+
+
+def score(found: Sequence[dict[str, Any]], dataset: Dataset) -> Results:
+    """Metrics of detections (see `evaluate`) against the records of `dataset`.
+
+    Ids are renumbered inside, so that an id may be any number or text.
+    """
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    number = {record["image_id"]: index for index, record in enumerate(dataset.records)}
+    images = [
+        {"id": index, "height": r["height"], "width": r["width"]} for r, index in _numbered(dataset.records)
+    ]
+    categories = [{"id": index, "name": name} for index, name in enumerate(dataset.classes)]
+    truth = [
+        {
+            "image_id": index,
+            "category_id": a["category_id"],
+            "bbox": a["bbox"],
+            "iscrowd": a["iscrowd"],
+            "area": a.get("area", a["bbox"][2] * a["bbox"][3]),
+        }
+        for record, index in _numbered(dataset.records)
+        for a in record["annotations"]
+    ]
+    guesses = [
+        {
+            "image_id": number[row["image_id"]],
+            "category_id": row["category"],
+            "bbox": row["bbox"],
+            "iscrowd": 0,
+            "area": row["bbox"][2] * row["bbox"][3],
+            "score": row["score"],
+        }
+        for row in found
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        sides = []
+        for annotations in (truth, guesses):
+            coco = COCO()
+            # ids from 1: COCOeval reads id 0 as "no match"
+            rows = [{"id": i, **a} for i, a in enumerate(annotations, start=1)]
+            coco.dataset = {"images": images, "categories": categories, "annotations": rows}
+            coco.createIndex()
+            sides.append(coco)
+        run = COCOeval(*sides, iouType="bbox")
+        run.params.maxDets = [1, 10, _MAX_DETECTIONS]
+        run.evaluate()
+        run.accumulate()
+    return _summary(run.eval["precision"], run.params.iouThrs, dataset.classes, guesses)
+
+
+def _summary(
+    precision: np.ndarray, ious: np.ndarray, classes: Sequence[str], guesses: Sequence[dict[str, Any]]
+) -> Results:
+    """`precision` is [IoU thresholds, recalls, classes, areas (all, s, m, l), limits]; -1: no truth."""
+
+    def ap(part: np.ndarray) -> float:
+        part = part[part > -1]
+        return float(part.mean() * 100) if part.size else float("nan")
+
+    p = precision[..., -1]  # [T, recalls, K, areas]
+    at = {name: int(np.argmin(np.abs(ious - iou))) for name, iou in (("AP50", 0.5), ("AP75", 0.75))}
+    results = {"AP": ap(p[:, :, :, 0])}
+    results |= {name: ap(p[index, :, :, 0]) for name, index in at.items()}
+    results |= {name: ap(p[:, :, :, area]) for area, name in ((1, "APs"), (2, "APm"), (3, "APl"))}
+    results |= {f"AP-{name}": ap(p[:, :, k, 0]) for k, name in enumerate(classes)}
+    results["detections"] = float(sum(row["score"] >= _CONFIDENT for row in guesses))
+    return results
+
+
+def _numbered(records: Sequence[Record]) -> list[tuple[Record, int]]:
+    return [(record, index) for index, record in enumerate(records)]
+
+
+def _gather(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of all processes, in every process."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return rows
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, rows)
+    return [row for part in parts for row in part]
+
+
+def format_table(results: dict[str, Results]) -> str:
+    """A small text table: one row for each of `results`, columns AP, AP50, AP75, APs, APm, APl."""
+    columns = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
+    width = max([len(name) for name in results], default=0)
+    lines = [" " * width + "".join(f"{column:>7}" for column in columns)]
+    for name, row in results.items():
+        lines.append(
+            f"{name:<{width}}" + "".join(f"{row.get(column, float('nan')):7.1f}" for column in columns)
+        )
+    return "\n".join(lines)

@@ -1,0 +1,93 @@
+"""Images with their ground truth or with detections drawn on them: of records, in the file's pixels, and of batches.
+
+Shape shorthand: pictures are [H, W, 3] uint8 RGB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+
+from sed.core.structures import Images, Size, Targets
+from sed.data.catalog import Record
+from sed.data.mapper import read_image
+from sed.evaluation.visualize import PALETTE, draw_boxes
+
+Row = Mapping[str, Any]
+_GREY = 225
+
+
+def draw_truth(record: Record, classes: Sequence[str], min_side: int = 0) -> np.ndarray:
+    """The image with its annotations; crowds are left out, as in training. See `draw_found`."""
+    rows = [a for a in record.get("annotations", ()) if not a["iscrowd"]]
+    return _draw(record, [a["bbox"] for a in rows], [a["category_id"] for a in rows], [], classes, min_side)
+
+
+def draw_found(
+    record: Record, rows: Iterable[Row], classes: Sequence[str], threshold: float, min_side: int = 0
+) -> np.ndarray:
+    """The image with detections.
+
+    Args:
+        record: the image.
+        rows: as `sed.evaluation.coco.detect_all` returns them; those of other images are passed over.
+        classes: names by contiguous class.
+        threshold: detections below this score are left out.
+        min_side: a picture whose longer side is shorter is first enlarged by a whole factor, so that lines
+            and labels stay fine on small images.
+    """
+    kept = [r for r in rows if r["image_id"] == record["image_id"] and r["score"] >= threshold]
+    scores = [r["score"] for r in kept]
+    return _draw(record, [r["bbox"] for r in kept], [r["category"] for r in kept], scores, classes, min_side)
+
+
+def draw_view(
+    images: Images, i: int, targets: Targets, classes: Sequence[str], min_side: int = 0, frame: Size | None = None
+) -> np.ndarray:
+    """Image i of a batch, without its padding, with boxes in the batch's own frame.
+
+    Args:
+        images: on the CPU, uint8 or float.
+        i: which one.
+        targets: its boxes.
+        classes: names by contiguous class.
+        min_side: see `draw_found`; the side of `frame` counts where one is given.
+        frame: (height, width) of a grey ground on which the image lies at the top left, so that a small view is seen
+            at its size relative to the full one.
+    """
+    height, width = images.sizes[i]
+    image = images.tensor[i, :, :height, :width].permute(1, 2, 0).round().byte().numpy()  # [h, w, 3]
+    ground = np.full((*(frame or (height, width)), 3), _GREY, np.uint8)
+    ground[:height, :width] = image
+    return _boxes_on(ground, targets.boxes.numpy(), targets.classes.tolist(), [], classes, min_side)
+
+
+def _draw(
+    record: Record,
+    boxes: Sequence[Sequence[float]],
+    categories: Sequence[int],
+    scores: Sequence[float],
+    classes: Sequence[str],
+    min_side: int,
+) -> np.ndarray:
+    corners = np.array(boxes, np.float64).reshape(-1, 4)
+    corners[:, 2:] += corners[:, :2]  # xywh -> xyxy
+    return _boxes_on(read_image(record), corners, categories, scores, classes, min_side)
+
+
+def _boxes_on(
+    image: np.ndarray,
+    corners: np.ndarray,
+    categories: Sequence[int],
+    scores: Sequence[float],
+    classes: Sequence[str],
+    min_side: int,
+) -> np.ndarray:
+    zoom = max(1, -(-min_side // max(image.shape[:2])))
+    if zoom > 1:
+        image = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_LINEAR)
+    colors = [PALETTE[c % len(PALETTE)] for c in categories]
+    return draw_boxes(image, corners * zoom, [classes[c] for c in categories], scores, colors)

@@ -1,0 +1,50 @@
+"""Packaging of `sed`; the settings of the tools (ruff, mypy, pytest) are in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "sed/__init__.py").read_text(), re.MULTILINE).group(1)
+
+# Ranges, not pins: pip resolves the pair torch + torchvision, and a user's installed PyTorch stays as it is.
+INSTALL = [
+    "torch>=2.4",
+    "torchvision>=0.19",
+    "fvcore>=0.1.5",  # CfgNode, LR schedulers
+    "pycocotools>=2.0.7",
+    "opencv-python-headless>=4.8",  # the same cv2 module as opencv-python, without libGL
+    "numpy>=1.26",
+    "scikit-learn>=1.3",  # its bundled handwritten digits are the digits benchmark
+    "matplotlib>=3.8",  # figures of the reports
+    "pillow>=10.0",
+    "pyyaml>=6.0",
+    "tqdm>=4.66",
+    "tensorboard>=2.15",
+]
+
+TEST = ["pytest>=8.0", "pytest-timeout>=2.3", "pytest-xdist>=3.5"]
+
+# One ruff everywhere: another version would format and judge differently.
+DEV = ["ruff==0.17.5", "mypy>=1.11"]
+
+# Detectron2 is not on PyPI. Its own page tells how to install it against an installed PyTorch:
+# https://detectron2.readthedocs.io/en/latest/tutorials/install.html
+# The extra does the same from its repository. It builds against the torch that is there; so, after `sed`:
+#   pip install --no-build-isolation -e '.[detectron2]'
+DETECTRON2 = ["detectron2 @ git+https://github.com/facebookresearch/detectron2.git"]
+
+setup(
+    name="sed",
+    version=VERSION,
+    description="Semi-supervised object detection by Scale-Equivalent Distillation (CVPR 2022)",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["sed", "sed.*"]),
+    package_data={"sed": ["py.typed"]},
+    install_requires=INSTALL,
+    extras_require={"detectron2": DETECTRON2, "test": TEST, "dev": DEV},
+)

@@ -1,0 +1,220 @@
+"""sed.config: what a config file and the command line may say, and what the errors say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sed.config import _CHOICES, ConfigError, get_cfg, load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_defaults_file_base_and_command_line_are_merged_in_this_order(tmp_path: Path) -> None:
+    write(tmp_path, "base.yaml", "SEED: 1\nSOLVER: {BASE_LR: 0.5, MAX_ITER: 7}\n")
+    path = write(tmp_path, "top.yaml", "_BASE_: base.yaml\nSEED: 2\nSOLVER: {MAX_ITER: 8}\n")
+    cfg = load_config(path, ["SOLVER.MAX_ITER", "9"])
+    assert (cfg.SEED, cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER) == (2, 0.5, 9)
+    assert cfg.SOLVER.MOMENTUM == get_cfg().SOLVER.MOMENTUM
+
+
+def test_no_file_gives_the_defaults_and_each_call_its_own_copy() -> None:
+    cfg = load_config()
+    cfg.SEED = 5
+    assert load_config().SEED == get_cfg().SEED == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong", "nearest"),
+    [
+        ("SOLVER: {BASE_RL: 0.1}", "SOLVER.BASE_RL", "SOLVER.BASE_LR"),
+        ("SED: {LAMDA_SCALE: 0.1}", "SED.LAMDA_SCALE", "SED.LAMBDA_SCALE"),
+        ("SEMI: {EMA: {POLCY: step}}", "SEMI.EMA.POLCY", "SEMI.EMA.POLICY"),
+        ("OUTPUT_DIRECTORY: x", "OUTPUT_DIRECTORY", "OUTPUT_DIR"),
+    ],
+)
+def test_an_unknown_key_names_the_file_and_the_nearest_key(tmp_path: Path, text: str, wrong: str, nearest: str) -> None:
+    path = write(tmp_path, "a.yaml", text)
+    with pytest.raises(ConfigError) as error:
+        load_config(path)
+    assert str(error.value) == f"{path}: unknown key {wrong}; the nearest known one is {nearest}"
+
+
+def test_an_unknown_key_in_the_base_file_names_the_base_file(tmp_path: Path) -> None:
+    base = write(tmp_path, "base.yaml", "SEEED: 1")
+    path = write(tmp_path, "top.yaml", "_BASE_: base.yaml")
+    with pytest.raises(ConfigError, match=f"^{base}: unknown key SEEED; .* SEED$"):
+        load_config(path)
+
+
+def test_an_unknown_key_on_the_command_line_is_the_same_error() -> None:
+    with pytest.raises(ConfigError, match=r"command line: unknown key SEMI\.BURNIN; .* SEMI\.BURN_IN$"):
+        load_config(None, ["SEMI.BURNIN", "3"])
+
+
+def test_a_whole_section_given_as_a_value_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown key SOLVER;"):
+        load_config(write(tmp_path, "a.yaml", "SOLVER: 3"))
+    with pytest.raises(ConfigError, match=r"unknown key SEED\.A;"):
+        load_config(write(tmp_path, "b.yaml", "SEED: {A: 1}"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expects"),
+    [
+        ("SOLVER.MAX_ITER", "many", "int"),
+        ("SOLVER.MAX_ITER", "1.5", "int"),
+        ("SOLVER.MAX_ITER", "True", "int"),
+        ("SOLVER.BASE_LR", "fast", "float"),
+        ("SOLVER.AMP.ENABLED", "1", "bool"),
+        ("SOLVER.STEPS", "840", "tuple"),
+        ("MODEL.ANCHOR_GENERATOR.SIZES", "32", "list"),
+        ("SEMI.METHOD", "[1]", "str"),
+    ],
+)
+def test_a_value_of_another_type_names_key_type_and_default(key: str, value: str, expects: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^command line: {key} expects {expects} \(default ") as error:
+        load_config(None, [key, value])
+    assert value.strip("[]") in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "value"),
+    [
+        (["SOLVER.BASE_LR", "1"], "BASE_LR", 1.0),
+        (["SOLVER.BASE_LR", "1e-4"], "BASE_LR", 1e-4),
+        (["SOLVER.STEPS", "(3, 4)"], "STEPS", (3, 4)),
+        (["SOLVER.STEPS", "[3]"], "STEPS", (3,)),
+        (["SOLVER.STEPS", "()"], "STEPS", ()),
+    ],
+)
+def test_conversions_that_lose_nothing_are_made(words: list[str], key: str, value: object) -> None:
+    got = load_config(None, words).SOLVER[key]
+    assert got == value
+    assert type(got) is type(value)
+
+
+def test_one_name_stands_for_a_list_of_one_and_a_number_for_a_string(tmp_path: Path) -> None:
+    cfg = load_config(write(tmp_path, "a.yaml", "DATASETS: {TRAIN: digits_train}\nOUTPUT_DIR: 7\n"))
+    assert (cfg.DATASETS.TRAIN, cfg.OUTPUT_DIR) == (("digits_train",), "7")
+    assert load_config(None, ["DATASETS.TEST", "a/b.json"]).DATASETS.TEST == ("a/b.json",)
+
+
+def test_a_second_base_hop_is_an_error_that_names_the_file_in_the_middle(tmp_path: Path) -> None:
+    write(tmp_path, "c.yaml", "SEED: 1")
+    middle = write(tmp_path, "b.yaml", "_BASE_: c.yaml")
+    with pytest.raises(ConfigError, match=f"^{middle}: a _BASE_ file may not name a _BASE_ itself"):
+        load_config(write(tmp_path, "a.yaml", "_BASE_: b.yaml"))
+
+
+def test_the_base_is_found_beside_the_file_that_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "deep").mkdir()
+    write(tmp_path, "base.yaml", "SEED: 3")
+    path = write(tmp_path / "deep", "a.yaml", "_BASE_: ../base.yaml")
+    monkeypatch.chdir("/")
+    assert load_config(path).SEED == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("- 1\n- 2", "expected a mapping of keys, got list"), ("a: [1", "not YAML"), ("word", "got str")],
+)
+def test_a_file_that_is_no_mapping_is_named(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path, "a.yaml", text)
+    with pytest.raises(ConfigError, match=message) as error:
+        load_config(path)
+    assert str(error.value).startswith(f"{path}: ")
+
+
+def test_a_missing_file_and_a_missing_base_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: no such config file"):
+        load_config(tmp_path / "nowhere.yaml")
+    with pytest.raises(ConfigError, match=r"gone\.yaml: no such config file"):
+        load_config(write(tmp_path, "a.yaml", "_BASE_: gone.yaml"))
+
+
+def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path, "a.yaml", "# nothing\n")) == get_cfg()
+
+
+@pytest.mark.parametrize("words", [["SEED"], ["SEED", "1", "SOLVER.BASE_LR"]])
+def test_an_odd_number_of_override_words_is_an_error(words: list[str]) -> None:
+    with pytest.raises(ConfigError, match="expected pairs KEY VALUE"):
+        load_config(None, words)
+
+
+@pytest.mark.parametrize("key", sorted(_CHOICES))
+def test_a_choice_names_what_it_may_be(key: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(None, [key, "nonsense"])
+    assert str(error.value) == f"{key} is 'nonsense'; it must be one of {', '.join(_CHOICES[key])}"
+    for choice in _CHOICES[key]:
+        load_config(None, [key, choice])
+
+
+@pytest.mark.parametrize("key", ["SEMI.IMS_PER_BATCH_LABELED", "SED.MAX_SCALE"])
+def test_a_count_that_must_be_positive(key: str) -> None:
+    with pytest.raises(ConfigError, match=f"{key} must be at least 1"):
+        load_config(None, [key, "0"])
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_file_in_configs_loads_and_every_line_of_it_counts(path: Path) -> None:
+    cfg = load_config(path)
+    read = yaml.safe_load(path.read_text())
+    for section, values in read.items():
+        if section != "_BASE_" and not isinstance(values, dict):
+            assert cfg[section] == values
+    assert cfg.SEMI.BURN_IN < cfg.SOLVER.MAX_ITER
+    assert all(0 < step < cfg.SOLVER.MAX_ITER for step in cfg.SOLVER.STEPS)
+    assert cfg.DATASETS.TRAIN
+    assert cfg.DATASETS.TEST
+    splits = cfg.SEMI.LABELED_PERCENT > 0 or cfg.SEMI.LABELED_COUNT > 0
+    assert splits or cfg.DATASETS.UNLABELED, f"{path.name}: no unlabelled images"
+
+
+def test_the_configs_are_the_four_that_the_readme_knows() -> None:
+    assert [path.name for path in CONFIGS] == [
+        "coco_10.yaml",
+        "custom.yaml",
+        "digits.yaml",
+        "quickstart.yaml",
+    ]
+
+
+def test_coco_10_is_the_paper() -> None:
+    cfg = load_config(ROOT / "configs/coco_10.yaml")
+    solver, semi, sed = cfg.SOLVER, cfg.SEMI, cfg.SED
+    assert (solver.OPTIMIZER, solver.BASE_LR, solver.MOMENTUM, solver.WEIGHT_DECAY) == (
+        "SGD",
+        0.01,
+        0.9,
+        1e-4,
+    )
+    assert (solver.MAX_ITER, solver.STEPS, solver.GAMMA) == (180_000, (120_000, 160_000), 0.1)
+    assert (semi.LABELED_PERCENT, semi.BURN_IN, semi.RAMP_STEPS) == (10.0, 10_000, 0)
+    assert (semi.EMA.POLICY, semi.EMA.START, semi.EMA.END) == ("step", 0.99, 0.9)
+    assert (sed.LAMBDA_SCALE, sed.LAMBDA_DISTILL, sed.MAX_SCALE) == (0.5, 1.0, 1)
+    assert (sed.SCALE_TARGET, sed.REWEIGHT.KIND) == ("student", "histogram")
+    assert (cfg.MODEL.BACKBONE.FREEZE_AT, cfg.MODEL.RESNETS.NORM) == (2, "FrozenBN")
+
+
+def test_the_quick_start_is_the_digits_benchmark_with_the_anchored_term() -> None:
+    quick, digits = load_config(ROOT / "configs/quickstart.yaml"), load_config(ROOT / "configs/digits.yaml")
+    assert (quick.ENGINE, quick.SED.SCALE_TARGET, digits.SED.SCALE_TARGET) == (
+        "torchvision",
+        "teacher",
+        "student",
+    )
+    quick.ENGINE, quick.SED.SCALE_TARGET, quick.OUTPUT_DIR = digits.ENGINE, "student", digits.OUTPUT_DIR
+    assert quick == digits
+    assert digits.SOLVER.STEPS == (int(0.8 * digits.SOLVER.MAX_ITER),)

@@ -1,0 +1,144 @@
+"""The documents: every README command is run by something, every link leads somewhere, files stay short."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+OUTSIDE = {"build", "dist", "output", "shared"}  # and whatever begins with a dot
+
+# Every command of a ```bash fence in README.md, and what runs it: FILE::TEXT, where TEXT stands in FILE.
+# A command that needs eight GPUs or a user's data names the test that runs the same path on what is here.
+COMMANDS = {
+    "make quickstart": "tests/tools/test_quickstart.py::def test_",
+    "make test": ".ci/run::make test",
+    ".venv/bin/python tools/train_net.py --config-file configs/digits.yaml": (
+        "tests/tools/test_configs_run.py::digits.yaml"
+    ),
+}
+
+
+def tree(pattern: str) -> list[Path]:
+    """Files of the repository, without environments, outputs and generated data."""
+    kept = []
+    for path in sorted(ROOT.rglob(pattern)):
+        parts = path.relative_to(ROOT).parts
+        hidden = any(part.startswith(".") or part.endswith(".egg-info") for part in parts[:-1])
+        generated = parts[0] in OUTSIDE or (parts[0] == "datasets" and parts != ("datasets", "README.md"))
+        if not hidden and not generated:
+            kept.append(path)
+    return kept
+
+
+def fences(markdown: str) -> list[tuple[str, str]]:
+    """(language, text) of every code fence."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", markdown, re.MULTILINE | re.DOTALL)
+
+
+def commands(markdown: str) -> list[str]:
+    """Every command of the bash fences: continued lines joined, comments and surplus blanks left out."""
+    found = []
+    for language, text in fences(markdown):
+        if language == "bash":
+            joined = re.sub(r"\\\n", " ", text)
+            stripped = [re.sub(r"(^|\s)#.*$", "", line) for line in joined.splitlines()]
+            found += [" ".join(line.split()) for line in stripped if line.strip()]
+    return found
+
+
+def unknown_commands(markdown: str, table: dict[str, str]) -> list[str]:
+    return [command for command in commands(markdown) if command not in table]
+
+
+def slug(heading: str) -> str:
+    """GitHub's anchor of a heading."""
+    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)
+    return re.sub(r"[^\w\- ]", "", text.strip().lower()).replace(" ", "-")
+
+
+def broken_links(path: Path) -> list[str]:
+    """Relative links and anchors of a markdown file that lead nowhere."""
+    text = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"`[^`\n]*`", "", text)
+    broken = []
+    for link in re.findall(r"\[[^\]]*\]\(([^)\s]+)[^)]*\)", text):
+        if re.match(r"[a-z]+:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (path.parent / name) if name else path
+        if not target.exists():
+            broken.append(link)
+        elif anchor and target.suffix == ".md":
+            headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
+            if anchor not in {slug(heading) for heading in headings}:
+                broken.append(link)
+    return broken
+
+
+def test_every_readme_command_is_in_the_table_and_the_table_holds_no_other() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert unknown_commands(readme, COMMANDS) == []
+    assert set(COMMANDS) - set(commands(readme)) == set()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_runs_the_command_exists(command: str) -> None:
+    name, _, text = COMMANDS[command].partition("::")
+    assert (ROOT / name).is_file(), f"{command}: {name} is not there"
+    assert text in (ROOT / name).read_text(), f"{command}: {name} does not hold {text!r}"
+
+
+def test_readme_commands_stand_in_bash_fences() -> None:
+    languages = {language for language, _ in fences((ROOT / "README.md").read_text())}
+    assert languages.isdisjoint({"sh", "shell", "console", "zsh"}), "commands belong in ```bash fences"
+
+
+def test_a_new_command_without_an_entry_is_caught() -> None:
+    markdown = "```bash\nmake test  # all\n# only words\nmake \\\n  magic\n```\n```python\nx = 1\n```\n"
+    assert commands(markdown) == ["make test", "make magic"]
+    assert unknown_commands(markdown, COMMANDS) == ["make magic"]
+
+
+@pytest.mark.parametrize("path", tree("*.md"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_relative_links_resolve(path: Path) -> None:
+    assert broken_links(path) == []
+
+
+def test_broken_links_and_anchors_are_caught(tmp_path: Path) -> None:
+    (tmp_path / "b.md").write_text("# One `two`, three\n")
+    page = tmp_path / "a.md"
+    page.write_text(
+        "[ok](b.md#one-two-three) [web](https://x.org/y) [gone](c.md) [no](b.md#four)\n```\n[code](d.md)\n```\n"
+    )
+    assert broken_links(page) == ["c.md", "b.md#four"]
+
+
+def budget(path: Path) -> int:
+    """Lines that a Python file may have (STYLE: a longer file is a question)."""
+    parts = path.relative_to(ROOT).parts
+    if path.name == "__init__.py":
+        return 30
+    if parts[0] == "tools":
+        return 150
+    return 200 if parts[:2] == ("sed", "core") else 350
+
+
+@pytest.mark.parametrize("path", tree("*.py"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_keep_their_length(path: Path) -> None:
+    lines = len(path.read_text().splitlines())
+    assert lines <= budget(path), f"{lines} lines, budget {budget(path)}: is this still one room?"
+
+
+def test_the_budgets_are_those_of_the_rooms() -> None:
+    names = [
+        "sed/core/views.py",
+        "sed/core/__init__.py",
+        "tools/train_net.py",
+        "sed/data/coco.py",
+        "tests/x/test_x.py",
+    ]
+    assert [budget(ROOT / name) for name in names] == [200, 30, 150, 350, 350]
+    assert ROOT / "sed/config.py" in tree("*.py")

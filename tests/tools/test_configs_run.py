@@ -1,0 +1,61 @@
+"""Every file in configs/ trains, shortened to three steps on a handful of digits: the README's commands as they stand.
+
+What is replaced is what a test cannot have: COCO, a user's data, ImageNet weights, a ResNet-50 and time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sed.data.digits import make_digits
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SHORT = "SOLVER.MAX_ITER 3 SOLVER.STEPS (2,) SOLVER.CHECKPOINT_PERIOD 3 TEST.EVAL_PERIOD 3 SEMI.BURN_IN 1"
+SMALL = (
+    "MODEL.WEIGHTS '' MODEL.BACKBONE.FREEZE_AT 0 MODEL.RESNETS.NORM GN MODEL.RESNETS.DEPTH 18 "
+    "MODEL.ROI_HEADS.NUM_CLASSES 5 MODEL.FPN.OUT_CHANNELS 32 MODEL.ROI_BOX_HEAD.FC_DIM 32 "
+    "INPUT.MIN_SIZE_TRAIN (96,128) INPUT.MIN_SIZE_TEST 128 DATALOADER.NUM_WORKERS 0 SED.REGIONS_PER_VIEW 16 "
+    "SEMI.IMS_PER_BATCH_LABELED 2 SEMI.IMS_PER_BATCH_UNLABELED 2"
+)
+SPLIT = "DATASETS.TRAIN {digits}/train.json DATASETS.TEST {digits}/test.json SEMI.LABELED_PERCENT 0 "
+CHANGED = {
+    "coco_10.yaml": SPLIT + "SEMI.LABELED_COUNT 4 " + SMALL,
+    "custom.yaml": (
+        "DATASETS.TRAIN {digits}/train.json DATASETS.TEST {digits}/test.json DATASETS.UNLABELED {digits}/tune " + SMALL
+    ),
+    "digits.yaml": SPLIT + "SEMI.LABELED_COUNT 4",
+    "quickstart.yaml": SPLIT + "SEMI.LABELED_COUNT 4",
+}
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_digits(tmp_path_factory.mktemp("data"), counts=(10, 6, 4))
+
+
+def test_every_config_is_here() -> None:
+    assert sorted(CHANGED) == sorted(path.name for path in (ROOT / "configs").glob("*.yaml"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(CHANGED))
+def test_the_config_trains(name: str, digits: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    words = f"ENGINE torchvision OUTPUT_DIR {output} {SHORT} {CHANGED[name].format(digits=digits)}"
+    overrides = ["" if word == "''" else word for word in words.split()]
+    command = [sys.executable, "tools/train_net.py", "--config-file", f"configs/{name}", *overrides]
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    weights = torch.load(output / "model_final.pth", weights_only=True)
+    assert all(value.isfinite().all() for value in weights.values())
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert any("scale/" in key for row in rows for key in row), "the unsupervised terms never ran"

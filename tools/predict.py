@@ -1,0 +1,135 @@
+"""Detect objects in images and write COCO-format results.
+
+    python tools/predict.py --config-file F --weights model_best.pth --input photos --output results.json
+    python tools/predict.py --config-file F --weights model_best.pth --input photos --output pseudo.json \
+        --as-annotations --score-threshold 0.7
+
+The first form writes a COCO results list: image_id, category_id, bbox [x, y, w, h] in the pixels of the file,
+score, and the file's name. The second writes a whole COCO file with images and categories, so that predictions can
+be trained on (DATASETS.TRAIN pseudo.json, DATASETS.IMAGE_ROOT photos) or corrected in an annotation tool. Image ids
+are the files' numbers where all names are numbers, as in COCO, else 1, 2, 3, ... in the order of the paths. Words at
+the end are KEY VALUE overrides of the config (not right after --input, which takes any number of paths).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from fvcore.common.config import CfgNode
+from tqdm import tqdm
+
+from sed.config import ConfigError, load_config
+from sed.data.catalog import Dataset, Record
+from sed.data.errors import DataError
+from sed.data.mapper import Mapper
+from sed.detectors.weights import WeightsError
+from sed.engine.build import build_test_set, resolve_device
+from sed.engine.checkpoint import CheckpointError
+from sed.engine.inference import ImageFiles, find_images, load_detector, number_images
+from sed.evaluation.coco import detect_all, to_coco_results
+
+log = logging.getLogger("predict")
+MIN_SIDE = 0.01  # pixels; a thinner box is no annotation
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="FILE", help="of the training run")
+    add("--weights", default="", metavar="FILE", help="default: OUTPUT_DIR's model_best.pth; or coco")
+    add("--input", required=True, nargs="+", metavar="PATH", help="folders (any depth) or image files")
+    add("--output", required=True, type=Path, metavar="JSON")
+    add("--score-threshold", type=float, default=0.05, help="leave out detections below it (default 0.05)")
+    add("--as-annotations", action="store_true", help="a whole COCO file instead of a results list")
+    add("--skip-unreadable", action="store_true", help="count images that cannot be read and go on")
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Read, detect, write."""
+    args = parse(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        cfg = load_config(args.config_file, args.opts)
+        device = resolve_device(cfg.MODEL.DEVICE)
+        root, files = find_images(args.input)
+        detector = load_detector(cfg, args.weights, device)
+        classes = read_classes(cfg, detector.num_classes)
+        size = cfg.INPUT.MIN_SIZE_TEST
+        images = ImageFiles(
+            files,
+            number_images(files),
+            Mapper((size, size), cfg.INPUT.MAX_SIZE_TEST, flip=False),
+            cfg.TEST.IMS_PER_BATCH,
+            args.skip_unreadable,
+        )
+        with tqdm(total=len(files), unit="image") as bar:
+
+            def batches():
+                for batch in images:
+                    yield batch
+                    bar.update(len(batch[0]))
+
+            found = detect_all(detector, batches(), device)
+            bar.update(len(images.skipped))
+    except (CheckpointError, ConfigError, DataError, WeightsError) as error:
+        sys.exit(f"error: {error}")
+    rows = [row for row in to_coco_results(found, classes) if row["score"] >= args.score_threshold]
+    write(args.output, rows, images.records, classes, root, args.as_annotations)
+    if images.skipped:
+        log.warning("skipped %d unreadable images, the first: %s", len(images.skipped), images.skipped[0])
+    log.info("%s: %d detections in %d images", args.output, len(rows), len(images.records))
+
+
+def read_classes(cfg: CfgNode, count: int) -> Dataset:
+    """Names and original ids of the categories: those of DATASETS.TEST, else numbers from 1 with a warning."""
+    reason = "DATASETS.TEST is empty"
+    if cfg.DATASETS.TEST:
+        try:
+            return build_test_set(cfg)
+        except DataError as error:
+            reason = str(error)
+    log.warning("category names are not known (%s); they are called 1 to %d", reason, count)
+    ids = tuple(range(1, count + 1))
+    return Dataset("", [], tuple(map(str, ids)), ids)
+
+
+def write(
+    output: Path, rows: list[dict], records: list[Record], classes: Dataset, root: Path, as_annotations: bool
+) -> None:
+    """Write results, or annotations whose file names are relative to `root`."""
+    names = {r["image_id"]: os.path.relpath(r["file_name"], root).replace(os.sep, "/") for r in records}
+    content: Any = [{**row, "file_name": names[row["image_id"]]} for row in rows]
+    if as_annotations:
+        boxes = [row for row in rows if min(row["bbox"][2:]) >= MIN_SIDE]
+        content = {
+            "info": {"description": "predictions of tools/predict.py", "image_root": str(root)},
+            "images": [
+                {
+                    "id": r["image_id"],
+                    "file_name": names[r["image_id"]],
+                    "height": r["height"],
+                    "width": r["width"],
+                }
+                for r in records
+            ],
+            "annotations": [
+                {"id": i, **row, "area": row["bbox"][2] * row["bbox"][3], "iscrowd": 0}
+                for i, row in enumerate(boxes, 1)
+            ],
+            "categories": [{"id": c, "name": n} for c, n in zip(classes.category_ids, classes.classes, strict=True)],
+        }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(content))
+
+
+if __name__ == "__main__":
+    main()

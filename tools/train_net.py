@@ -1,0 +1,83 @@
+"""Train or evaluate a detector; the same flags as Detectron2's own script.
+
+    python tools/train_net.py --config-file configs/quickstart.yaml
+    python tools/train_net.py --config-file configs/quickstart.yaml SEMI.METHOD supervised
+    python tools/train_net.py --config-file configs/quickstart.yaml --resume
+    python tools/train_net.py --config-file configs/quickstart.yaml --eval-only --eval-model student
+    python tools/train_net.py --config-file FILE --eval-only MODEL.WEIGHTS output/custom/model_best.pth
+    python tools/train_net.py --config-file configs/coco_10.yaml --num-gpus 8
+    torchrun --nproc-per-node 8 tools/train_net.py --config-file configs/coco_10.yaml
+
+Words after the flags are KEY VALUE pairs that override the config; sed/config.py lists every key. The step is
+in sed/methods/, the loop in sed/engine/trainer.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import torch
+
+from sed.config import ConfigError, load_config
+from sed.data.errors import DataError
+from sed.detectors.weights import WeightsError
+from sed.engine.checkpoint import CheckpointError
+from sed.engine.guards import TrainingError
+from sed.engine.launch import LaunchError, launch
+from sed.engine.output import OutputError
+from sed.engine.run import evaluate_only, train
+from sed.engine.select import EngineError
+
+# What a user can put right: told in one line, without a traceback
+USER_ERRORS = (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    EngineError,
+    LaunchError,
+    OutputError,
+    TrainingError,
+    WeightsError,
+)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s [flags] [KEY VALUE ...]",
+    )
+    parser.add_argument("--config-file", default=None, metavar="FILE", help="YAML; without it: all defaults")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS or the last checkpoint")
+    parser.add_argument("--eval-model", choices=("teacher", "student"), default="teacher", help="with --eval-only")
+    parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine (CPU processes without GPU)")
+    parser.add_argument("--num-machines", type=int, default=1)
+    parser.add_argument("--machine-rank", type=int, default=0)
+    parser.add_argument("--dist-url", default="auto", help="tcp://HOST:PORT of machine 0; auto: a free local port")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides")
+    return parser.parse_args(arguments)
+
+
+def main(args: argparse.Namespace) -> None:
+    """One process of the run."""
+    try:
+        cfg = load_config(args.config_file, args.opts)
+        if args.eval_only:
+            evaluate_only(cfg, args.resume, args.eval_model)
+        else:
+            train(cfg, args.resume)
+    except USER_ERRORS as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    args = parse()
+    try:
+        launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (args,))
+    except LaunchError as error:
+        sys.exit(f"error: {error}")
+    except torch.multiprocessing.ProcessExitedException as error:  # a process has said why
+        sys.exit(error.exit_code or 1)

@@ -1,0 +1,140 @@
+"""Draw what a config trains on, what a step sees, or what a detector finds: PNG files and one contact sheet.
+
+    python tools/visualize.py --config-file F --mode ground_truth        DATASETS.TRAIN as it is annotated
+    python tools/visualize.py --config-file F --mode views               weak, strong and half-size training views
+    python tools/visualize.py --config-file F --mode predictions --weights W      DATASETS.TEST, truth beside it
+
+Words after the flags are KEY VALUE overrides of the config, as in train_net.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from fvcore.common.config import CfgNode
+
+from sed.config import ConfigError, load_config
+from sed.core.boxes import scale_boxes
+from sed.core.structures import Targets
+from sed.core.views import downscale, draw_scale
+from sed.data.catalog import Dataset, load_datasets
+from sed.data.errors import DataError
+from sed.detectors.weights import WeightsError
+from sed.engine import build
+from sed.engine.checkpoint import CheckpointError
+from sed.engine.inference import load_detector
+from sed.evaluation.coco import detect_all
+from sed.evaluation.pictures import draw_found, draw_truth, draw_view
+from sed.evaluation.visualize import contact_sheet, write_png
+
+Cell = tuple[np.ndarray, str]  # picture [H, W, 3] uint8 RGB, caption
+CELL = 320  # side of a picture on the contact sheet
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="FILE")
+    add("--mode", required=True, choices=("predictions", "ground_truth", "views"))
+    add("--weights", default="", metavar="FILE", help="predictions; default: OUTPUT_DIR's model_best.pth; or coco")
+    add("--count", type=int, default=16, help="images (default 16)")
+    add("--score-threshold", type=float, default=0.5, help="predictions: leave out those below it (default 0.5)")
+    add("--output", type=Path, default=None, metavar="DIR", help="default: OUTPUT_DIR/visualize/<mode>")
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Draw and write."""
+    args = parse(arguments)
+    try:
+        if args.count < 1:
+            raise ConfigError(f"--count is {args.count}; it must be at least 1")
+        cfg = load_config(args.config_file, args.opts)
+        modes = {"ground_truth": ground_truth, "views": views}
+        if args.mode == "predictions":
+            rows = list(predictions(cfg, args.count, args.weights, args.score_threshold))
+        else:
+            rows = list(modes[args.mode](cfg, args.count))
+    except (CheckpointError, ConfigError, DataError, WeightsError) as error:
+        sys.exit(f"error: {error}")
+    folder = args.output or Path(cfg.OUTPUT_DIR) / "visualize" / args.mode
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, row in enumerate(rows):
+        for picture, caption in row:
+            kind = caption.split(",")[0].replace(" ", "_")
+            write_png(str(folder / f"{number:04d}_{kind}.png"), picture)
+    if len(rows[0]) == 1:  # single pictures: a square sheet
+        side = int(np.ceil(np.sqrt(len(rows))))
+        flat = [row[0] for row in rows]
+        rows = [flat[i : i + side] for i in range(0, len(flat), side)]
+    write_png(str(folder / "contact_sheet.png"), contact_sheet(rows, CELL))
+    print(f"{folder}/contact_sheet.png and {sum(map(len, rows))} pictures")
+
+
+def ground_truth(cfg: CfgNode, count: int) -> Iterator[list[Cell]]:
+    """Labelled training images, spread evenly over DATASETS.TRAIN, with their boxes."""
+    train = load_datasets(cfg.DATASETS.TRAIN, cfg.DATASETS.IMAGE_ROOT)
+    for record in spread(train, count).records:
+        yield [(draw_truth(record, train.classes, CELL), f"truth, {record['image_id']}")]
+
+
+def predictions(cfg: CfgNode, count: int, weights: str, threshold: float) -> Iterator[list[Cell]]:
+    """Test images, spread evenly over DATASETS.TEST: ground truth and detections side by side."""
+    device = build.resolve_device(cfg.MODEL.DEVICE)
+    detector = load_detector(cfg, weights, device)
+    test = spread(build.build_test_set(cfg), count)
+    found = detect_all(detector, build.batches_of(cfg, test, detector.divisor)(), device)
+    for record in test.records:
+        yield [
+            (draw_truth(record, test.classes, CELL), f"truth, {record['image_id']}"),
+            (draw_found(record, found, test.classes, threshold, CELL), f"prediction, score >= {threshold}"),
+        ]
+
+
+def views(cfg: CfgNode, count: int) -> Iterator[list[Cell]]:
+    """The views of METHOD 2 as training makes them, of the labelled images, whose boxes show that they fit.
+
+    The labelled stream is read twice, without and with strong views: both have the same geometry. Unlabelled
+    images go through the same code; their boxes are not known to it.
+    """
+    cfg = cfg.clone()
+    cfg.SEMI.METHOD, cfg.DATASETS.TEST = "supervised", ()  # no other data is needed
+    data = build.build_data(cfg)
+    classes, divisor = data.labeled.classes, build.build_student(cfg, "").divisor * 2**cfg.SED.MAX_SCALE
+    streams = []
+    for choice in (False, True):
+        cfg.SEMI.STRONG_LABELED = choice
+        streams.append(build.build_streams(cfg, data, divisor)[0])
+    step = shown = 0
+    while shown < count:
+        weak, strong = next(streams[0]), next(streams[1])
+        s = draw_scale(step, cfg.SED.MAX_SCALE)
+        small = downscale(weak.images, s)
+        for i, targets in enumerate(weak.targets):
+            position = step * cfg.SEMI.IMS_PER_BATCH_LABELED + i
+            if position % 2 and shown < count:  # every second one has a strong view
+                halved = Targets(scale_boxes(targets.boxes, 1 / 2**s), targets.classes)
+                yield [
+                    (draw_view(weak.images, i, targets, classes, CELL), "weak view"),
+                    (draw_view(strong.images, i, strong.targets[i], classes, CELL), "strong view"),
+                    (draw_view(small, i, halved, classes, CELL, frame=weak.images.sizes[i]), f"small view, 1 / {2**s}"),
+                ]
+                shown += 1
+        step += 1
+
+
+def spread(dataset: Dataset, count: int) -> Dataset:
+    """At most `count` records, evenly spaced, in order."""
+    every = max(1, len(dataset) // count)
+    return replace(dataset, records=dataset.records[::every][:count])
+
+
+if __name__ == "__main__":
+    main()
