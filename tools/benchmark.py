@@ -20,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from tqdm import tqdm
@@ -38,8 +38,8 @@ ARMS: dict[str, list[str]] = {
     "sed (anchored)": ANCHORED,
     "sed, no scale term": ["SED.LAMBDA_SCALE", "0.0"],
     "sed (paper), no distillation": ["SED.LAMBDA_DISTILL", "0.0"],
-    "sed (anchored), no distillation": [*ANCHORED, "SED.LAMBDA_DISTILL", "0.0"],
     "sed (paper), no re-weighting": ["SED.REWEIGHT.KIND", "none"],
+    "sed (anchored), no distillation": [*ANCHORED, "SED.LAMBDA_DISTILL", "0.0"],
     "sed (anchored), no re-weighting": [*ANCHORED, "SED.REWEIGHT.KIND", "none"],
 }
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides of every arm, after --")
     args = parser.parse_args()
-    results: dict[str, dict[int, dict]] = {arm: {} for arm in args.arms}
+    results: dict[str, dict[int, Future]] = {arm: {} for arm in args.arms}
     with (
         ThreadPoolExecutor(args.jobs) as pool,
         tqdm(total=len(args.seeds) * len(args.arms), unit="run") as bar,
@@ -66,7 +66,7 @@ def main() -> None:
             for seed in args.seeds:
                 controls[seed].result()  # its checkpoint at the end of burn-in starts the others
                 future = controls[seed] if arm == CONTROL else pool.submit(run, args, arm, seed)
-                results[arm][seed] = future  # type: ignore[assignment]
+                results[arm][seed] = future
                 future.add_done_callback(lambda _: bar.update())
         finished = {arm: {seed: job.result() for seed, job in jobs.items()} for arm, jobs in results.items()}
     table = make_table(finished, args.seeds)

@@ -22,6 +22,7 @@ from sed.data.catalog import Dataset, data_root, load_dataset
 from sed.data.digits import ensure_digits
 from sed.data.errors import DataError
 from sed.engine import build, checkpoint
+from sed.engine.checkpoint import CheckpointError
 from sed.engine.side_by_side import Arm, ArmError, run_side_by_side
 from sed.evaluation.coco import detect_all, format_table, score
 from sed.evaluation.pictures import draw_found, draw_truth
@@ -63,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
             scores, found[method] = evaluate(cfg, arm.folder, test)
             line = f"OMP_NUM_THREADS={THREADS} python {shlex.join(arm.command[1:])}"
             write_results(arm.folder, scores, dataset=TEST_SET, command=line, seconds=spent)
-    except (ConfigError, DataError, ArmError) as error:
+    except (ArmError, CheckpointError, ConfigError, DataError) as error:
         sys.exit(f"error: {error}")
     control, treated = (read_run(arm.folder, arm.label) for arm in arms.values())
     report(place / "report.html", control, treated, test, found, args.opts)
@@ -97,7 +98,7 @@ def evaluate(cfg: CfgNode, folder: Path, test: Dataset) -> tuple[dict[str, dict[
     device, scores, found = build.resolve_device(cfg.MODEL.DEVICE), {}, []
     for which in ("student", "teacher"):
         detector = build.build_student(cfg, "")
-        checkpoint.load_weights(detector, checkpoint.checkpoints(folder)[-1], which)
+        checkpoint.load_weights(detector, checkpoint.checkpoint_path(folder, cfg.SOLVER.MAX_ITER), which)
         found = detect_all(detector.to(device), build.batches_of(cfg, test, detector.divisor)(), device)
         scores[which] = score(found, test)
     return scores, found

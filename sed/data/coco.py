@@ -48,7 +48,7 @@ def load_coco(path: str | Path, image_root: str | Path = "", labeled: bool = Tru
         content.pop("annotations", None)
     images, categories = content["images"], sorted(content["categories"], key=lambda c: c["id"])
     _check_images(path, images)
-    _check_unique(path, "category", (c["id"] for c in categories))
+    _check_unique(path, "category id", (c["id"] for c in categories))
     _check_unique(path, "category name", (c["name"] for c in categories))
     root = _find_images(Path(path), image_root, [image["file_name"] for image in images])
     records: list[Record] = [
@@ -103,14 +103,14 @@ def _check_unique(path: str | Path, kind: str, ids: Iterable[Any]) -> None:
     seen = set()
     for value in ids:
         if value in seen:
-            raise DataError(f"{path}: {kind} id {value!r} occurs twice; ids must be unique")
+            raise DataError(f"{path}: {kind} {value!r} occurs twice; it must be unique")
         seen.add(value)
 
 
 def _check_images(path: str | Path, images: Sequence[dict]) -> None:
     if not images:
         raise DataError(f"{path}: it lists no image")
-    _check_unique(path, "image", (image["id"] for image in images))
+    _check_unique(path, "image id", (image["id"] for image in images))
     for image in images:
         sides = (image["height"], image["width"])
         if not all(isinstance(side, (int, float)) and side >= 1 for side in sides):
@@ -142,7 +142,7 @@ def _find_images(path: Path, image_root: str | Path, names: Sequence[str]) -> Pa
 
 
 def _check_annotations(path: str | Path, annotations: Sequence[dict], images: set, classes: dict) -> None:
-    _check_unique(path, "annotation", (a["id"] for a in annotations))
+    _check_unique(path, "annotation id", (a["id"] for a in annotations))
     for a in annotations:
         item = f"{path}: annotation {a['id']} (image id {a['image_id']})"
         if a["image_id"] not in images:

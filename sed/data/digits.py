@@ -25,7 +25,7 @@ import numpy as np
 
 from sed.data.errors import DataError
 
-VERSION = 2  # raise it whenever the images change: older sets on disk are then made again
+VERSION = 3  # raise it whenever the images change: older sets on disk are then made again
 SPLITS = ("train", "tune", "test")
 COUNTS = (1500, 300, 300)
 _STAMP = "version.json"
@@ -161,7 +161,7 @@ def _compose(
     """One image [S, S, 3] uint8 RGB and its objects: (class, [x, y, w, h]) each."""
     size = spec.size
     picture = _background(rng, size)
-    for _ in range(rng.integers(1, 5)):
+    for _ in range(rng.integers(1, 4)):
         _draw_clutter(rng, picture)
     objects: list[tuple[int, list[int]]] = []
     for _ in range(rng.integers(1, 6)):
@@ -183,14 +183,14 @@ def _compose(
 
 
 def _background(rng: np.random.Generator, size: int) -> np.ndarray:
-    """[S, S, 3] float32: a tinted grey, a linear gradient and two octaves of smooth noise."""
-    base = rng.uniform(50, 205) + rng.normal(0, 15, 3)
-    far = rng.uniform(-40, 40) + rng.normal(0, 12, 3)
+    """[S, S, 3] float32: a dark, tinted grey, a linear gradient and two octaves of smooth noise."""
+    base = rng.uniform(40, 130) + rng.normal(0, 10, 3)
+    far = rng.uniform(-30, 30) + rng.normal(0, 8, 3)
     angle = rng.uniform(0, 2 * np.pi)
     axis = np.linspace(-0.5, 0.5, size)
     ramp = np.cos(angle) * axis[None, :] + np.sin(angle) * axis[:, None]
     picture = base + ramp[:, :, None] * far
-    for cells, strength in ((5, rng.uniform(4, 16)), (17, rng.uniform(2, 8))):
+    for cells, strength in ((5, rng.uniform(3, 10)), (17, rng.uniform(1, 5))):
         noise = rng.normal(0.0, strength, (cells, cells, 1))
         noise = noise + rng.normal(0.0, strength / 3, (cells, cells, 3))  # the tint is weaker than the light
         picture += cv2.resize(noise.astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC)
@@ -204,7 +204,7 @@ def _draw_clutter(rng: np.random.Generator, picture: np.ndarray) -> None:
     """
     size = picture.shape[0]
     layer = picture.copy()
-    colour = [float(c) for c in rng.uniform(20, 235) + rng.normal(0, 25, 3)]
+    colour = [float(c) for c in rng.uniform(20, 235) + rng.normal(0, 15, 3)]
     kind = rng.integers(3)
     if kind == 0:
         ends = rng.uniform(-0.2, 1.2, (4, 2)) * size  # control points of a cubic curve across the image
@@ -221,7 +221,7 @@ def _draw_clutter(rng: np.random.Generator, picture: np.ndarray) -> None:
         extent = rng.uniform(0.08, 0.5, 2) * size
         first, last = ([int(v) for v in point] for point in (corner, corner + extent))
         cv2.rectangle(layer, first, last, colour, -1 if rng.random() < 0.5 else int(rng.integers(1, 3)))
-    cv2.addWeighted(layer, opacity := float(rng.uniform(0.2, 0.7)), picture, 1 - opacity, 0, dst=picture)
+    cv2.addWeighted(layer, opacity := float(rng.uniform(0.15, 0.5)), picture, 1 - opacity, 0, dst=picture)
 
 
 def _ink(rng: np.random.Generator, glyph: np.ndarray, height: float) -> np.ndarray:
@@ -264,12 +264,10 @@ def _free_place(
 
 
 def _ink_colour(rng: np.random.Generator, ground: np.ndarray) -> np.ndarray:
-    """A colour [3] whose brightness differs from `ground` by 60 to 150 grey levels, with some tint."""
+    """A colour [3] whose brightness is that of `ground` plus 60 to 130 grey levels, with some tint."""
     weights = np.array([0.299, 0.587, 0.114])
-    contrast = rng.uniform(60, 150)
+    contrast = rng.uniform(60, 130)
     brightness = float(ground @ weights)
-    room = (brightness, 255 - brightness)
-    darker = rng.random() < 0.5 if min(room) > contrast else room[0] > room[1]
-    wanted = brightness - contrast if darker else brightness + contrast
-    colour = rng.normal(0, 25, 3)
+    wanted = brightness + contrast
+    colour = rng.normal(0, 15, 3)
     return np.clip(colour + (wanted - colour @ weights), 0, 255)

@@ -1,17 +1,25 @@
-"""Detectors behind one interface. `wrap(model)` takes a ready-built torchvision model."""
+"""Detectors behind one interface (`base.Detector`). `wrap(model)` takes a ready-built torchvision model.
 
-from sed.detectors.base import Detector, Features
-from sed.detectors.build import DetectorSpec, build_detector
-from sed.detectors.torchvision_models import wrap
-from sed.detectors.weights import WeightsError, load_pretrained, read_state_dict
+Names are imported when they are asked for: a missing framework harms only who uses it.
+"""
 
-__all__ = [
-    "Detector",
-    "DetectorSpec",
-    "Features",
-    "WeightsError",
-    "build_detector",
-    "load_pretrained",
-    "read_state_dict",
-    "wrap",
-]
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "Detector": "base",
+    "Features": "base",
+    "DetectorSpec": "build",
+    "build_detector": "build",
+    "wrap": "torchvision_models",
+    "WeightsError": "weights",
+    "load_pretrained": "weights",
+    "read_state_dict": "weights",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"sed.detectors.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'sed.detectors' has no attribute {name!r}")

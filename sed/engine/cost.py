@@ -26,6 +26,7 @@ from sed.core.consistency import dense_consistency, region_consistency
 from sed.core.structures import DenseLevel, Images, LabeledBatch, RegionPrediction, Targets, UnlabeledBatch
 from sed.core.views import downscale
 from sed.data.augmentation import resize_shortest
+from sed.data.loaders import start_worker
 from sed.data.mapper import Mapper, read_image
 from sed.detectors.build import DetectorSpec, build_detector
 from sed.methods.base import Method, Schedule
@@ -174,7 +175,7 @@ def _leaf(p: RegionPrediction) -> RegionPrediction:
 
 def data_cost(images: int = 200) -> Row:
     """Two views against decode + resize on one core, short side 640-800, a 640 x 480 JPEG."""
-    cv2.setNumThreads(0)
+    start_worker()  # as in a loader's process
     rng = np.random.default_rng(0)
     picture = cv2.resize(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8), (640, 480), interpolation=cv2.INTER_CUBIC)
     with tempfile.TemporaryDirectory() as folder:

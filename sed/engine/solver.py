@@ -5,6 +5,7 @@ What changes with time is a stateless function of the step, so that resuming nee
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -27,6 +28,8 @@ NORMS = (
     nn.LayerNorm,
     nn.LocalResponseNorm,
 )
+
+log = logging.getLogger(__name__)
 
 
 # ---------------------------------------------------------------------------------------------- optimizer
@@ -108,7 +111,9 @@ def lr_factor(
         raise ValueError(f"SOLVER.MAX_ITER is {max_iter}; it must be at least 1")
     scheduler: ParamScheduler
     if name == "WarmupMultiStepLR":
-        milestones = [step for step in steps if step <= max_iter]
+        milestones = [step for step in steps if step < max_iter]
+        if len(milestones) < len(steps):
+            log.warning("SOLVER.STEPS %s: those from SOLVER.MAX_ITER %d on are never reached", tuple(steps), max_iter)
         scheduler = MultiStepParamScheduler(
             [gamma**k for k in range(len(milestones) + 1)], milestones=milestones, num_updates=max_iter
         )

@@ -126,9 +126,7 @@ def read_run(folder: str | Path, label: str) -> Run:
     config = _flat(yaml.safe_load((folder / CONFIG_FILE).read_text()))
     split, versions = (_optional(folder / name) for name in ("split.json", "versions.json"))
     counts = {key: split[key] for key in ("labeled", "unlabeled") if key in split}
-    return Run(
-        label, config, read_metrics(folder / METRICS_FILE), **results, **counts, versions=_flat(versions)
-    )
+    return Run(label, config, read_metrics(folder / METRICS_FILE), **results, **counts, versions=_flat(versions))
 
 
 def _optional(path: Path) -> dict:
@@ -228,9 +226,7 @@ def curves_svg(control: Run, treated: Run) -> str:
             axis.set_xlabel("step")
             axis.set_ylim(bottom=0)
             if 0 < burn_in < treated.config.get("SOLVER.MAX_ITER", 0):
-                axis.axvline(
-                    burn_in, color="#c3c9d4", lw=1, ls=":", label="end of burn-in" if axis is ap else None
-                )
+                axis.axvline(burn_in, color="#c3c9d4", lw=1, ls=":", label="end of burn-in" if axis is ap else None)
             axis.set_xlim(0, treated.config.get("SOLVER.MAX_ITER"))
             if axis.get_legend_handles_labels()[0]:
                 axis.legend()
@@ -268,15 +264,12 @@ def write_report(
     body = ""
     for label, scores in rows.items():
         cells = "".join(
-            f"<td{' class=best' if scores.get(m) == best[m] else ''}>{_number(scores.get(m))}</td>"
-            for m in METRICS
+            f"<td{' class=best' if scores.get(m) == best[m] else ''}>{_number(scores.get(m))}</td>" for m in METRICS
         )
         body += f"<tr><th>{html.escape(label)}</th>{cells}</tr>\n"
     tiles = "".join(_tile(name, control, treated) for name in ("AP", "AP50", "APs"))
     seconds = " / ".join(f"{run.seconds:.0f}" for run in (control, treated))
-    tiles += (
-        f"<div class=tile><b>{seconds} s</b><span>training, {control.label} / {treated.label}</span></div>"
-    )
+    tiles += f"<div class=tile><b>{seconds} s</b><span>training, {control.label} / {treated.label}</span></div>"
     difference = "".join(
         f"<tr><th><code>{html.escape(key)}</code></th><td>{html.escape(repr(a))}</td><td>{html.escape(repr(b))}</td></tr>"
         for key, a, b in config_difference(control, treated)
@@ -285,11 +278,7 @@ def write_report(
     facts = {
         "seed": _pair(control, treated, "SEED"),
         "fold": _pair(control, treated, "SEMI.FOLD"),
-        **{
-            key.removeprefix("packages."): value
-            for key, value in treated.versions.items()
-            if key != "command"
-        },
+        **{key.removeprefix("packages."): value for key, value in treated.versions.items() if key != "command"},
     }
     picture = ""
     if sheet is not None:
@@ -312,9 +301,7 @@ def write_report(
         control=html.escape(control.label),
         treated=html.escape(treated.label),
         difference=difference,
-        facts="".join(
-            f"<tr><th>{html.escape(k)}</th><td>{html.escape(str(v))}</td></tr>" for k, v in facts.items()
-        ),
+        facts="".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(str(v))}</td></tr>" for k, v in facts.items()),
     )
     Path(path).write_text(page, encoding="utf-8")
 

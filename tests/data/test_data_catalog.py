@@ -104,7 +104,7 @@ def test_binary_file_is_not_coco(make_coco) -> None:
         (lambda c: c["annotations"][1].update(id=0), "annotation id 0 occurs twice"),
         (lambda c: c["images"][1].update(id=10), "image id 10 occurs twice"),
         (lambda c: c["categories"][1].update(id=7), "category id 7 occurs twice"),
-        (lambda c: c["categories"][1].update(name="cat"), "category name id 'cat' occurs twice"),
+        (lambda c: c["categories"][1].update(name="cat"), "category name 'cat' occurs twice"),
         (lambda c: c["annotations"][1].update(bbox=[1, 2, math.nan, 4]), "annotation 1 .*NaN"),
         (lambda c: c["annotations"][1].update(bbox=[1, 2, math.inf, 4]), "annotation 1 .*infinity"),
         (lambda c: c["annotations"][1].update(bbox=[1, 2, 3]), r"annotation 1 .*is not \[x, y, width"),

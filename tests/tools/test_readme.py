@@ -1,0 +1,70 @@
+"""The README's own commands, word for word and in order, on a few digits in place of a user's photos.
+
+Only what a test cannot have is replaced: the interpreter's place, ResNet-50 and its weights, the time, and eight GPUs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sed.data.digits import make_digits
+
+ROOT = Path(__file__).resolve().parents[2]
+SHORT = "SOLVER.MAX_ITER 2 SOLVER.STEPS (2,) SOLVER.CHECKPOINT_PERIOD 2 TEST.EVAL_PERIOD 0 SEMI.BURN_IN 1"
+SMALL = (
+    "MODEL.WEIGHTS '' MODEL.BACKBONE.FREEZE_AT 0 MODEL.RESNETS.NORM GN MODEL.RESNETS.DEPTH 18 MODEL.FPN.OUT_CHANNELS 32 "
+    "MODEL.ROI_HEADS.NUM_CLASSES 5 MODEL.ROI_BOX_HEAD.FC_DIM 32 INPUT.MIN_SIZE_TRAIN (96,128) INPUT.MIN_SIZE_TEST 128 "
+    "DATALOADER.NUM_WORKERS 0 SED.REGIONS_PER_VIEW 16 SEMI.IMS_PER_BATCH_LABELED 2 SEMI.IMS_PER_BATCH_UNLABELED 2"
+)
+OWN = "DATASETS.TRAIN my/train.json DATASETS.UNLABELED my/photos DATASETS.TEST my/val.json"
+COCO = "DATASETS.TRAIN my/train.json DATASETS.TEST my/val.json SEMI.LABELED_PERCENT 0 SEMI.LABELED_COUNT 4"
+
+
+def readme_commands() -> list[list[str]]:
+    """Words of every `tools/` command of the README's bash fences, in order."""
+    fences = (ROOT / "README.md").read_text().split("```bash\n")[1:]
+    text = "\n".join(fence.split("```")[0] for fence in fences).replace("\\\n", " ")
+    return [shlex.split(line) for line in text.splitlines() if "tools/" in line]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder like the project's root, with `my/` in it."""
+    folder = tmp_path_factory.mktemp("home")
+    made = make_digits(tmp_path_factory.mktemp("data"), counts=(8, 6, 4))
+    for name in ("configs", "tools"):
+        (folder / name).symlink_to(ROOT / name)
+    my = folder / "my"
+    shutil.copytree(made / "tune", my / "photos")
+    for name, source in (("train", "train"), ("val", "test")):
+        shutil.copytree(made / source, my / name)
+        shutil.copy(made / f"{source}.json", my / f"{name}.json")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_commands_run_as_they_stand(home: Path) -> None:
+    commands = readme_commands()
+    assert len(commands) == 6
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    for words in commands:
+        assert words[0] == ".venv/bin/python"
+        more = f"{COCO} OUTPUT_DIR output/coco" if "configs/coco_10.yaml" in words else OWN
+        command = ["2" if word == "8" else word for word in words[1:]]  # two processes for eight GPUs
+        command = [sys.executable, *command, *shlex.split(f"ENGINE torchvision {more} {SHORT} {SMALL}")]
+        done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr[-3000:]}"
+    custom = home / "output/custom"
+    left = "config.yaml versions.json split.json metrics.jsonl model_best.pth model_final.pth predictions.png"
+    assert [name for name in left.split() if not (custom / name).exists()] == []
+    assert isinstance(json.loads((home / "predictions.json").read_text()), list)
+    assert (home / "output/coco/model_final.pth").exists()
