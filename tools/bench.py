@@ -33,8 +33,9 @@ def main() -> None:
     args.size = -(-args.size // 128) * 128
     print(
         f"{platform.machine()}, {args.threads} thread(s), torch {torch.__version__}, "
-        f"torchvision {torchvision.__version__}; ResNet-{args.depth}-FPN, {args.size} px, {args.images} + {args.images} images, "
-        f"{args.regions} proposals a view, median of {args.repeats}, device {args.device}"
+        f"torchvision {torchvision.__version__}; ResNet-{args.depth}-FPN, {args.size} px, "
+        f"{args.images} + {args.images} images, {args.regions} proposals a view, median of {args.repeats}, "
+        f"device {args.device}"
     )
     setting = Setting(torch.device(args.device), args.size, args.images, args.depth, args.regions, args.repeats)
     rows = [*step_cost(setting), data_cost()]

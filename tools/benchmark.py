@@ -111,9 +111,8 @@ def call(flags: list[str], options: list[str], folder: Path) -> None:
     log = folder.with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as out:
-        code = subprocess.run(
-            command, stdout=out, stderr=out, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
-        ).returncode
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        code = subprocess.run(command, stdout=out, stderr=out, env=env, check=False).returncode
     if code:
         tail = "\n".join(log.read_text().splitlines()[-15:])
         raise SystemExit(f"{' '.join(command)}\nended with code {code}; the end of {log}:\n{tail}")

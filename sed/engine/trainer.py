@@ -7,6 +7,7 @@ that it needs to go on exactly is in `Trainer.state_dict`, or is a stateless fun
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -117,7 +118,9 @@ class Trainer:
             # The supervised losses reach every trainable parameter in every step, burn-in included: DDP need
             # not look for unused ones. The teacher takes no gradient; buffers stay each process's own.
             ids = [device.index] if device.type == "cuda" else None
-            self.model = DistributedDataParallel(method, device_ids=ids, broadcast_buffers=False)
+            renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+            own_buffers = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+            self.model = DistributedDataParallel(method, device_ids=ids, **own_buffers)
 
     # ------------------------------------------------------------------------------------------ the loop
     def train(self) -> Counters:

@@ -105,9 +105,7 @@ def score(found: Sequence[dict[str, Any]], dataset: Dataset) -> Results:
     from pycocotools.cocoeval import COCOeval
 
     number = {record["image_id"]: index for index, record in enumerate(dataset.records)}
-    images = [
-        {"id": index, "height": r["height"], "width": r["width"]} for r, index in _numbered(dataset.records)
-    ]
+    images = [{"id": index, "height": r["height"], "width": r["width"]} for r, index in _numbered(dataset.records)]
     categories = [{"id": index, "name": name} for index, name in enumerate(dataset.classes)]
     truth = [
         {
@@ -185,7 +183,5 @@ def format_table(results: dict[str, Results]) -> str:
     width = max([len(name) for name in results], default=0)
     lines = [" " * width + "".join(f"{column:>7}" for column in columns)]
     for name, row in results.items():
-        lines.append(
-            f"{name:<{width}}" + "".join(f"{row.get(column, float('nan')):7.1f}" for column in columns)
-        )
+        lines.append(f"{name:<{width}}" + "".join(f"{row.get(column, float('nan')):7.1f}" for column in columns))
     return "\n".join(lines)

@@ -100,9 +100,7 @@ def contact_sheet(rows: Sequence[Sequence[tuple[np.ndarray, str]]], cell: int = 
 def fit(image: np.ndarray, side: int) -> np.ndarray:
     """`image` scaled so that its longer side is `side`."""
     factor = side / max(image.shape[:2])
-    width, height = (
-        max(1, min(side, math.floor(v * factor + 0.5))) for v in (image.shape[1], image.shape[0])
-    )
+    width, height = (max(1, min(side, math.floor(v * factor + 0.5))) for v in (image.shape[1], image.shape[0]))
     how = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
     return cv2.resize(image, (width, height), interpolation=how)
 

@@ -20,6 +20,7 @@ def pair(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "accumulate"), [("plain", 1), ("accumulate", 2)])
 def test_two_processes_equal_one_with_the_whole_batch(pair, tmp_path, name, accumulate):
     """Batch 4 as 2 + 2, over four steps, two of them with unlabelled images."""
@@ -34,18 +35,21 @@ def test_two_processes_equal_one_with_the_whole_batch(pair, tmp_path, name, accu
     assert moved > 1e-2  # far more than the tolerance
 
 
-def test_a_nan_in_one_process_is_skipped_by_both(pair):
+@pytest.mark.slow
+def test_a_bad_step_of_one_process_is_skipped_by_both(pair):
     (skipped0, state0), (skipped1, state1) = (torch.load(pair / f"poison{r}.pth", weights_only=True) for r in (0, 1))
-    assert skipped0 == skipped1 == 1
+    assert skipped0 == skipped1 == 2
     same(state0, state1)
     assert all(torch.isfinite(value).all() for value in state0.values())
 
 
+@pytest.mark.slow
 def test_checkpoint_of_two_holds_both_random_states(pair):
     state = torch.load(pair / "plain" / "checkpoint_0000004.pth", weights_only=True)
     assert len(state["rng"]) == 2
 
 
+@pytest.mark.slow
 def test_metrics_of_two_processes_equal_those_of_one(pair):
     dataset, detector, loader = hand_made()
     alone = evaluate(detector, loader, dataset, "cpu")

@@ -57,7 +57,7 @@ def test_groups_know_norms_and_backbone(name):
 
 
 def test_bad_optimizers_are_told():
-    with pytest.raises(ValueError, match="SOLVER.OPTIMIZER is 'Adam'"):
+    with pytest.raises(ValueError, match=r"SOLVER\.OPTIMIZER is 'Adam'"):
         build_optimizer(TinyDetector(), "Adam", lr=1.0)
     with pytest.raises(ValueError, match="no trainable parameter"):
         build_optimizer(TinyDetector().requires_grad_(False), lr=1.0)

@@ -176,12 +176,21 @@ def train_two(folder: str, max_iter: int, accumulate: int) -> None:
 
 
 def poisoned_rank(folder: str) -> None:
-    """Only rank 1 meets a NaN; both must skip the step."""
+    """Only rank 1 meets a NaN (step 1) and an infinite loss with finite gradients (step 2); both must skip."""
     from sed.engine.launch import rank
 
     torch.set_num_threads(1)
     poison = (1,) if rank() == 1 else ()
-    trainer = make_trainer(Path(folder), max_iter=3, burn_in=9, rank=rank(), world=2, poison=poison)
+    trainer = make_trainer(Path(folder), max_iter=4, burn_in=9, rank=rank(), world=2, poison=poison)
+    plain = trainer.method.supervised
+
+    def supervised(labeled: LabeledBatch) -> dict[str, Tensor]:
+        bad = rank() == 1 and trainer.step == 2
+        return plain(labeled) | (
+            {"sup/constant": torch.tensor(torch.inf)} if bad else {"sup/constant": torch.zeros(())}
+        )
+
+    trainer.method.supervised = supervised
     trainer.train()
     torch.save((trainer.counters.skipped, trainer.method.state_dict()), Path(folder) / f"poison{rank()}.pth")
 

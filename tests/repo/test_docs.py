@@ -12,12 +12,19 @@ OUTSIDE = {"build", "dist", "output", "shared"}  # and whatever begins with a do
 
 # Every command of a ```bash fence in README.md, and what runs it: FILE::TEXT, where TEXT stands in FILE.
 # A command that needs eight GPUs or a user's data names the test that runs the same path on what is here.
+RUN_AS_IT_STANDS = "tests/tools/test_readme.py::def test_the_commands_run_as_they_stand"
+CUSTOM = "--config-file configs/custom.yaml"
 COMMANDS = {
-    "make quickstart": "tests/tools/test_quickstart.py::def test_",
+    "make quickstart": "tests/tools/test_quickstart.py::def test_the_whole_quick_start",
     "make test": ".ci/run::make test",
-    ".venv/bin/python tools/train_net.py --config-file configs/digits.yaml": (
-        "tests/tools/test_configs_run.py::digits.yaml"
-    ),
+    f".venv/bin/python tools/train_net.py {CUSTOM} DATASETS.TRAIN my/train.json DATASETS.UNLABELED my/photos "
+    "DATASETS.TEST my/val.json MODEL.ROI_HEADS.NUM_CLASSES 3": RUN_AS_IT_STANDS,
+    f".venv/bin/python tools/train_net.py {CUSTOM} --resume": RUN_AS_IT_STANDS,
+    f".venv/bin/python tools/train_net.py {CUSTOM} --eval-only --eval-model teacher": RUN_AS_IT_STANDS,
+    f".venv/bin/python tools/visualize.py {CUSTOM} --mode views": RUN_AS_IT_STANDS,
+    f".venv/bin/python tools/predict.py {CUSTOM} --weights output/custom/model_final.pth --input my/photos "
+    "--output predictions.json": RUN_AS_IT_STANDS,
+    ".venv/bin/python tools/train_net.py --num-gpus 8 --config-file configs/coco_10.yaml": RUN_AS_IT_STANDS,
 }
 
 
