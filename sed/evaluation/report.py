@@ -29,12 +29,7 @@ METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 MODELS = {"student": "student", "teacher": "EMA teacher"}  # keys of results.json and of metrics.jsonl
 CONFIG_FILE, METRICS_FILE, RESULTS_FILE = "config.yaml", "metrics.jsonl", "results.json"
 _IGNORED_KEYS = ("OUTPUT_DIR", "VERSION")  # differ, or not, for no reason of the method
-_TERMS = {
-    "sup": "supervised",
-    "scale": "scale (Eq. 2)",
-    "distill": "distillation (Eq. 3)",
-    "pseudo": "pseudo-labels",
-}
+_TERMS = {"scale": "scale consistency", "distill": "distillation", "pseudo": "pseudo-labels"}
 _CONTROL_COLOUR, _TREATED_COLOUR = "#8a94a6", "#3454d1"
 _TERM_COLOURS = ("#3454d1", "#e07a1f", "#1a936f", "#8a4fbf")
 
@@ -215,7 +210,7 @@ def curves_svg(control: Run, treated: Run) -> str:
                 label = f"{run.label}, {MODELS[model]}"
                 ap.plot(*run.series(f"{model}/AP"), line, color=colour, marker="o", ms=3.5, label=label)
             sup.plot(*run.term("sup"), color=colour, lw=1.4, label=run.label)
-        terms = [name for name in _TERMS if name != "sup" and treated.term(name)[0]]
+        terms = [name for name in _TERMS if treated.term(name)[0]]
         for name, colour in zip(terms, _TERM_COLOURS, strict=False):
             unsup.plot(*treated.term(name), color=colour, lw=1.4, label=_TERMS[name])
         ap.set_title(f"AP on {' '.join(map(str, treated.config.get('DATASETS.TEST', ())))} while training")
@@ -295,6 +290,7 @@ def write_report(
         dataset=html.escape(treated.dataset or "the test set"),
         head="".join(f"<th>{m}</th>" for m in METRICS),
         body=body,
+        note="<p>-: the set has no object of this size.</p>" if ">-</td>" in body else "",
         curves=curves_svg(control, treated),
         picture=picture,
         commands=html.escape("\n".join(lines)),
