@@ -105,8 +105,8 @@ def evaluate(cfg: CfgNode, folder: Path, test: Dataset) -> tuple[dict[str, dict[
 
 
 def report(path: Path, control: Run, treated: Run, test: Dataset, found: dict[str, list], opts: list[str]) -> None:
-    """Write the page with the first test images, two a row."""
-    triples = [
+    """Write the page with the first test images."""
+    rows = [
         [(draw_truth(record, test.classes, CELL), "ground truth")]
         + [(draw_found(record, found[m], test.classes, SHOWN_SCORE, CELL), label) for m, label in ARMS.items()]
         for record in test.records[:SHOWN]
@@ -116,7 +116,7 @@ def report(path: Path, control: Run, treated: Run, test: Dataset, found: dict[st
         control,
         treated,
         title="Do unlabelled images make the detector better?",
-        sheet=contact_sheet([a + b for a, b in zip(triples[::2], triples[1::2], strict=True)], CELL),
+        sheet=contact_sheet(rows, CELL),
         sheet_caption=f"The first {SHOWN} images of {TEST_SET}, not selected. Detections of the EMA teachers "
         f"with a score of at least {SHOWN_SCORE}; a colour is a class.",
         commands=[shlex.join(["python", "tools/quickstart.py", *opts]) + "   # runs both of the following"],

@@ -28,7 +28,8 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 th, td { padding: 7px 10px; border-bottom: 1px solid var(--line); text-align: right; font-weight: 400; }
 tr > :first-child { text-align: left; } thead th { color: var(--soft); font-size: 14px; }
 td.best { font-weight: 700; color: var(--accent); } tbody tr:last-child > * { border-bottom: 0; }
-img, svg { display: block; width: 100%; height: auto; } img { border-radius: 6px; } table + p { margin: 10px 0 0; font-size: 14px; }
+svg, img { display: block; max-width: 100%; height: auto; } svg { width: 100%; } img { margin: 0 auto; }
+table + p { margin: 10px 0 0; font-size: 14px; }
 pre { margin: 0 0 18px; padding: 14px 16px; background: #f6f7f9; border-radius: 8px; white-space: pre-wrap;
   overflow-wrap: anywhere; } code, pre { font: 13.5px/1.5 ui-monospace, Menlo, Consolas, monospace; }
 .facts td, .facts th { text-align: left; } h2:not(:first-child) { margin-top: 26px; }

@@ -305,7 +305,7 @@ def write_report(
 def _tile(metric: str, control: Run, treated: Run) -> str:
     before, after = (_finite(run.scores["teacher"].get(metric), math.nan) for run in (control, treated))
     change = f"{after - before:+.1f}" if math.isfinite(after - before) else "-"
-    note = f"{metric}, teacher against teacher: {_number(before)} &rarr; {_number(after)}"
+    note = f"{metric}, teacher against teacher: {_number(before)}&nbsp;&rarr;&nbsp;{_number(after)}"
     return f"<div class=tile><b>{change}</b><span>{note}</span></div>"
 
 
