@@ -88,6 +88,8 @@ def build_data(cfg: CfgNode) -> Data:
             "DATASETS.UNLABELED and a split (SEMI.LABELED_PERCENT or SEMI.LABELED_COUNT) exclude each other; "
             "set one of them"
         )
+    if not d.TRAIN:
+        raise ConfigError("DATASETS.TRAIN is empty: set it to the name or the COCO json of the labelled images")
     train = load_datasets(d.TRAIN, root)
     labeled, unlabeled = train.records, []
     if wants_split:
@@ -111,6 +113,8 @@ def build_data(cfg: CfgNode) -> Data:
 
 def build_test_set(cfg: CfgNode) -> Dataset:
     """DATASETS.TEST; its number of classes is checked against the config."""
+    if not cfg.DATASETS.TEST:
+        raise ConfigError("DATASETS.TEST is empty: set it to the name or the COCO json of the images to evaluate on")
     test = load_datasets(cfg.DATASETS.TEST, cfg.DATASETS.IMAGE_ROOT)
     _check_classes(cfg, test)
     return test
@@ -229,7 +233,10 @@ def detector_spec(cfg: CfgNode) -> DetectorSpec:
 
 def build_student(cfg: CfgNode, weights: str) -> Detector:
     """The detector with `weights`: "" (fresh), "imagenet", "coco", a file, or a checkpoint."""
-    detector = build_detector(detector_spec(cfg))
+    try:
+        detector = build_detector(detector_spec(cfg))
+    except ValueError as error:  # parts that do not go together
+        raise ConfigError(str(error)) from None
     if Path(weights).is_file() and checkpoint.is_full(checkpoint.read(weights)):
         checkpoint.load_weights(detector, weights)
     else:

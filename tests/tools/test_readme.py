@@ -14,8 +14,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import torchvision
 
 from sed.data.digits import make_digits
+from tests.reference.detectors import make_detector, make_labeled, make_unlabeled
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = "SOLVER.MAX_ITER 2 SOLVER.STEPS (2,) SOLVER.CHECKPOINT_PERIOD 2 TEST.EVAL_PERIOD 0 SEMI.BURN_IN 1"
@@ -35,6 +38,23 @@ def readme_commands() -> list[list[str]]:
     fences = (ROOT / "README.md").read_text().split("```bash\n")[1:]
     text = "\n".join(fence.split("```")[0] for fence in fences).replace("\\\n", " ")
     return [shlex.split(line) for line in text.splitlines() if "tools/" in line]
+
+
+def test_the_python_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the 170 MB model is replaced, by a tiny one of the same class."""
+    code = (ROOT / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    asked = []
+
+    def tiny(weights: str) -> torch.nn.Module:
+        asked.append(weights)
+        return make_detector("small_rcnn").model
+
+    monkeypatch.setattr(torchvision.models.detection, "fasterrcnn_resnet50_fpn_v2", tiny)
+    names = {"labeled": make_labeled(), "unlabeled": make_unlabeled(), "step": 2000}
+    exec(code, names)
+    assert asked == ["DEFAULT"]
+    assert {term.partition("/")[0] for term in names["losses"]} == {"sup", "scale", "distill"}
+    assert all(p.grad is not None for p in names["detector"].parameters())
 
 
 @pytest.fixture(scope="module")
