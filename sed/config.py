@@ -10,13 +10,14 @@ needs:
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
 from fvcore.common.config import CfgNode
 
 BASE_KEY = "_BASE_"
+ZOO = "model_zoo://"  # begins a `_BASE_` that is a config of Detectron2's own model zoo
 
 
 class ConfigError(ValueError):
@@ -115,8 +116,8 @@ def _defaults() -> CfgNode:
     c.SOLVER.AMP.DTYPE = "bfloat16"  # bfloat16 | float16 (with loss scaling)
     c.SOLVER.CLIP_GRADIENTS = CfgNode()
     c.SOLVER.CLIP_GRADIENTS.ENABLED = False
-    c.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "norm"  # norm (of all parameters together) | value
-    c.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 10.0
+    c.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "value"  # value | norm (each parameter's) | full_model (norm of all together)
+    c.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 1.0
 
     # ---------------------------------------------------------------- evaluation
     c.TEST = CfgNode()
@@ -163,34 +164,75 @@ def _defaults() -> CfgNode:
     return c
 
 
-def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> CfgNode:
+def load_config(
+    path: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    defaults: CfgNode | None = None,
+    choices: Mapping[str, Sequence[str]] | None = None,
+) -> CfgNode:
     """Defaults, then the file's `_BASE_`, then the file, then `KEY VALUE` overrides.
+
+    Args:
+        path: YAML; None: the defaults.
+        overrides: KEY, VALUE, KEY, VALUE, ...
+        defaults: what the file changes; default: `get_cfg()`. Another engine has more keys.
+        choices: the values that keys are limited to; default: those of the native engine.
 
     Raises:
         ConfigError: for a missing file, an unknown key (naming the nearest known one), a value of another type,
             a second `_BASE_` hop or an odd number of override words.
     """
-    cfg = get_cfg()
-    if path is not None:
-        values = _read_yaml(Path(path))
-        base = values.pop(BASE_KEY, None)
-        if base is not None:
-            base_path = Path(path).parent / base
-            base_values = _read_yaml(base_path)
-            if BASE_KEY in base_values:
-                raise ConfigError(f"{base_path}: a {BASE_KEY} file may not name a {BASE_KEY} itself; copy its keys")
-            _merge(cfg, base_values, str(base_path))
-        _merge(cfg, values, str(path))
+    cfg = get_cfg() if defaults is None else defaults
+    base, layers = read_layers(path)
+    if base and defaults is None:
+        raise ConfigError(f"{path}: {BASE_KEY} {base} is a Detectron2 config, but ENGINE is not detectron2")
+    layers += [("command line", node) for node in _pairs(overrides)]
+    for origin, values in layers:
+        _merge(cfg, values, origin)
+    check(cfg, CHOICES if choices is None else choices)
+    return cfg
+
+
+def read_layers(path: str | Path | None) -> tuple[str, list[tuple[str, dict]]]:
+    """The files of a config, as (origin, values), the base first; and the Detectron2 config that they start from.
+
+    The latter is "" but for a `_BASE_` that begins with "model_zoo://" (only the Detectron2 engine knows those).
+    """
+    if path is None:
+        return "", []
+    values = _read_yaml(Path(path))
+    layers = [(str(path), values)]
+    base = values.pop(BASE_KEY, None)
+    if base is not None and not base.startswith(ZOO):
+        base_path = Path(path).parent / base
+        base_values = _read_yaml(base_path)
+        layers.insert(0, (str(base_path), base_values))
+        base = base_values.pop(BASE_KEY, None)
+        if base is not None and not base.startswith(ZOO):
+            raise ConfigError(f"{base_path}: a {BASE_KEY} file may not name a {BASE_KEY} itself; copy its keys")
+    return base or "", layers
+
+
+def read_value(key: str, path: str | Path | None, overrides: Sequence[str] = ()) -> object:
+    """What a top-level key will be, before the other keys are known to be right. For ENGINE."""
+    value = get_cfg()[key]
+    for _, values in read_layers(path)[1] + [("", node) for node in _pairs(overrides)]:
+        value = values.get(key, value)
+    return value
+
+
+def _pairs(overrides: Sequence[str]) -> list[dict]:
     if len(overrides) % 2:
         raise ConfigError(f"command line: expected pairs KEY VALUE, got {' '.join(overrides)!r}")
+    nodes = []
     for key, value in zip(overrides[::2], overrides[1::2], strict=True):
         *parents, leaf = key.split(".")
         node: dict = {leaf: CfgNode._decode_cfg_value(value)}
         for parent in reversed(parents):
             node = {parent: node}
-        _merge(cfg, node, "command line")
-    _check(cfg)
-    return cfg
+        nodes.append(node)
+    return nodes
 
 
 def _read_yaml(path: Path) -> dict:
@@ -207,17 +249,18 @@ def _read_yaml(path: Path) -> dict:
     return values
 
 
-def _leaves(node: dict, prefix: str = "") -> list[tuple[str, object]]:
+def leaves(node: dict, prefix: str = "") -> list[tuple[str, object]]:
+    """Every (dotted key, value) of a tree of mappings."""
     rows: list[tuple[str, object]] = []
     for key, value in node.items():
         full = f"{prefix}{key}"
-        rows += _leaves(value, f"{full}.") if isinstance(value, dict) else [(full, value)]
+        rows += leaves(value, f"{full}.") if isinstance(value, dict) else [(full, value)]
     return rows
 
 
 def _merge(cfg: CfgNode, values: dict, origin: str) -> None:
-    known = dict(_leaves(cfg))
-    for key, value in _leaves(values):
+    known = dict(leaves(cfg))
+    for key, value in leaves(values):
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
             raise ConfigError(f"{origin}: unknown key {key}; the nearest known one is {near}")
@@ -256,7 +299,7 @@ def _coerce(value: object, default: object) -> object:
     raise TypeError
 
 
-_CHOICES = {
+CHOICES = {
     "ENGINE": ("auto", "detectron2", "torchvision"),
     "MODEL.META_ARCHITECTURE": ("ScaleConsistentRCNN", "ScaleConsistentRetinaNet"),
     "MODEL.RESNETS.NORM": ("FrozenBN", "BN", "GN"),
@@ -265,7 +308,7 @@ _CHOICES = {
     "SOLVER.OPTIMIZER": ("SGD", "AdamW"),
     "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR"),
     "SOLVER.AMP.DTYPE": ("bfloat16", "float16"),
-    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("norm", "value"),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm", "full_model"),
     "SEMI.METHOD": ("supervised", "sed", "pseudo_label"),
     "SEMI.EMA.POLICY": ("step", "cosine", "constant"),
     "SED.SCALE_TARGET": ("student", "teacher"),
@@ -274,11 +317,12 @@ _CHOICES = {
 }
 
 
-def _check(cfg: CfgNode) -> None:
-    values = dict(_leaves(cfg))
-    for key, choices in _CHOICES.items():
-        if values[key] not in choices:
-            raise ConfigError(f"{key} is {values[key]!r}; it must be one of {', '.join(choices)}")
+def check(cfg: CfgNode, choices: Mapping[str, Sequence[str]]) -> None:
+    """Raise ConfigError for a value that its key does not allow."""
+    values = dict(leaves(cfg))
+    for key, allowed in choices.items():
+        if values[key] not in allowed:
+            raise ConfigError(f"{key} is {values[key]!r}; it must be one of {', '.join(allowed)}")
     if cfg.SEMI.IMS_PER_BATCH_LABELED < 1:
         raise ConfigError("SEMI.IMS_PER_BATCH_LABELED must be at least 1")
     if cfg.SED.MAX_SCALE < 1:

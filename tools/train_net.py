@@ -23,11 +23,11 @@ from sed.config import ConfigError, load_config
 from sed.data.errors import DataError
 from sed.detectors.weights import WeightsError
 from sed.engine.checkpoint import CheckpointError
-from sed.engine.guards import TrainingError
 from sed.engine.launch import LaunchError, launch
 from sed.engine.output import OutputError
 from sed.engine.run import evaluate_only, train
 from sed.engine.select import EngineError
+from sed.methods.guards import TrainingError
 
 # What a user can put right: told in one line, without a traceback
 USER_ERRORS = (

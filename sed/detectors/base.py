@@ -6,6 +6,7 @@ conventions (channel order, pixel range, where the background class sits, box fo
 | framework   | pixels        | boxes                 | background / "no object" |
 | ---         | ---           | ---                   | ---                      |
 | torchvision | RGB, [0, 1]   | absolute xyxy         | label 0                  |
+| Detectron2  | INPUT.FORMAT  | absolute xyxy         | last                     |
 | here        | RGB, 0..255   | absolute xyxy         | last, where there is one |
 
 Shape shorthand: see `sed.core.structures`.
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from sed.core.structures import DensePrediction, Detections, Images, LabeledBatch, RegionPrediction
@@ -36,6 +38,23 @@ class Features:
 
     maps: dict[str, Tensor]
     images: Images
+
+
+def normalize(images: Images, mean: Tensor, std: Tensor) -> Tensor:
+    """(pixels - mean) / std, and exactly 0 on the padding, as both frameworks have it.
+
+    Args:
+        images: N images.
+        mean: broadcastable to [N, 3, H, W], in the order and range of the pixels.
+        std: likewise.
+    """
+    device = images.tensor.device
+    height, width = images.padded_size
+    rows = torch.arange(height, device=device).view(1, 1, -1, 1)
+    columns = torch.arange(width, device=device).view(1, 1, 1, -1)
+    sizes = torch.tensor(images.sizes).to(device, non_blocking=True)  # [N, 2]
+    inside = (rows < sizes[:, 0].view(-1, 1, 1, 1)) & (columns < sizes[:, 1].view(-1, 1, 1, 1))  # [N, 1, H, W]
+    return (images.tensor - mean) / std * inside
 
 
 class Detector(nn.Module, ABC):

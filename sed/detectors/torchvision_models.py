@@ -27,7 +27,7 @@ from sed.core.structures import (
     Targets,
 )
 from sed.core.views import valid_anchors
-from sed.detectors.base import Detector, Features
+from sed.detectors.base import Detector, Features, normalize
 
 
 class TorchvisionDetector(Detector):
@@ -66,12 +66,7 @@ class TorchvisionDetector(Detector):
         height, width = images.padded_size
         if height % self.divisor or width % self.divisor:
             raise ValueError(f"images of {height} x {width}: sides must be multiples of the stride {self.divisor}")
-        device = images.tensor.device
-        rows = torch.arange(height, device=device).view(1, 1, -1, 1)
-        columns = torch.arange(width, device=device).view(1, 1, 1, -1)
-        sizes = torch.tensor(images.sizes).to(device, non_blocking=True)  # [N, 2]
-        inside = (rows < sizes[:, 0].view(-1, 1, 1, 1)) & (columns < sizes[:, 1].view(-1, 1, 1, 1))  # [N, 1, H, W]
-        pixels = (images.tensor - self.pixel_mean) / self.pixel_std * inside
+        pixels = normalize(images, self.pixel_mean, self.pixel_std)
         maps = self.model.backbone(pixels)
         if not isinstance(maps, dict):
             maps = {"0": maps}

@@ -8,71 +8,22 @@ Two kinds of file:
 
 from __future__ import annotations
 
-import os
-import pickle
-import random
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sed.detectors.base import Detector
+from sed.detectors.files import CheckpointError, read, save_atomic
 from sed.methods.base import Method
 
 FORMAT = 1
 _PREFIXES = {"student": "student.", "teacher": "teacher.module."}  # names within Method.state_dict()
 
 
-class CheckpointError(RuntimeError):
-    """A file that cannot be read or does not fit; the message names file, first difference and remedy."""
-
-
 # ---------------------------------------------------------------------------------------------- files
-def save_atomic(content: object, path: str | Path) -> None:
-    """`torch.save` such that `path` has its old content or all of the new, whenever the process dies."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as stream:
-            torch.save(content, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def read(path: str | Path) -> dict[str, Any]:
-    """What a file holds, on the CPU. A file from someone else runs no code (`weights_only=True`).
-
-    Raises:
-        CheckpointError: no such file, or not a whole torch file.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
-    except (
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-        RuntimeError,
-        EOFError,
-        KeyError,
-        ValueError,
-    ) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{path}: cannot be read ({reason}); delete it to go on from the one before, or from the start"
-        ) from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: expected a dictionary, found {type(content).__name__}")
-    return content
-
-
 def checkpoint_path(folder: str | Path, step: int) -> Path:
     """The file of the state after `step` steps."""
     return Path(folder) / f"checkpoint_{step:07d}.pth"
@@ -215,32 +166,3 @@ def is_full(content: Mapping[str, Any]) -> bool:
 def plain_weights(detector: Detector) -> dict[str, Tensor]:
     """`detector.plain_state_dict()` on the CPU: what the stock framework loads without this project."""
     return {name: tensor.detach().cpu().clone() for name, tensor in detector.plain_state_dict().items()}
-
-
-# ---------------------------------------------------------------------------------------------- randomness
-def rng_state() -> dict[str, Any]:
-    """The state of every global random generator of this process, in types that `weights_only` reads."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 (the global one is what is saved)
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-        "numpy": (
-            str(kind),
-            torch.from_numpy(np.asarray(keys, dtype=np.int64)),
-            int(position),
-            int(has_gauss),
-            float(gauss),
-        ),
-        "python": random.getstate(),
-    }
-
-
-def set_rng_state(state: Mapping[str, Any]) -> None:
-    """Undo everything since `rng_state` returned `state`."""
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-    kind, keys, position, has_gauss, gauss = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))  # noqa: NPY002
-    version, internal, gauss_next = state["python"]
-    random.setstate((version, tuple(internal), gauss_next))

@@ -15,12 +15,12 @@ from fvcore.common.config import CfgNode
 
 from sed.data.splits import check_manifest, write_manifest
 from sed.engine import build, checkpoint
-from sed.engine.guards import Counters
 from sed.engine.launch import rank, world_size
 from sed.engine.logging import setup_logging
 from sed.engine.output import claim_folder, draw_predictions, write_config, write_versions
 from sed.engine.select import select_engine
 from sed.evaluation.coco import Results, detect_all, format_table
+from sed.methods.guards import Counters
 
 log = logging.getLogger(__name__)
 

@@ -194,7 +194,13 @@ class Precision:
 # ---------------------------------------------------------------------------------------------- gradients
 @dataclass(frozen=True)
 class Clip:
-    """Gradient clipping: `kind` "norm" (of all gradients together), "value" (elementwise) or "none"."""
+    """Gradient clipping, with Detectron2's names.
+
+    Attributes:
+        kind: "value" (elementwise), "norm" (of each parameter's gradient), "full_model" (the norm of all gradients
+            together) or "none".
+        value: the limit.
+    """
 
     kind: str = "none"
     value: float = math.inf
@@ -202,10 +208,12 @@ class Clip:
     def __call__(self, parameters: Iterable[nn.Parameter]) -> Tensor:
         """Clip in place; returns the 2-norm of all gradients before clipping (a scalar tensor, no sync)."""
         with_grad = [p for p in parameters if p.grad is not None]
-        if self.kind == "norm":
+        if self.kind == "full_model":
             return torch.nn.utils.clip_grad_norm_(with_grad, self.value, foreach=True)
         grads = [p.grad for p in with_grad if p.grad is not None]
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        norms = torch._foreach_norm(grads)
         if self.kind == "value":
             torch.nn.utils.clip_grad_value_(with_grad, self.value, foreach=True)
-        return norm
+        if self.kind == "norm":
+            torch._foreach_mul_(grads, [(self.value / (norm + 1e-6)).clamp(max=1.0) for norm in norms])
+        return torch.linalg.vector_norm(torch.stack(norms))

@@ -22,13 +22,14 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sed.core.structures import LabeledBatch, UnlabeledBatch
+from sed.data.rng import rng_state, set_rng_state
 from sed.detectors.base import Detector
 from sed.engine import checkpoint
-from sed.engine.guards import Counters, count_step, watch_collapse
 from sed.engine.launch import rank, world_size
 from sed.engine.logging import Reporter, Window
 from sed.engine.solver import Clip, LearningRate, Precision
 from sed.methods.base import Method
+from sed.methods.guards import Counters, count_step, watch_collapse
 
 log = logging.getLogger(__name__)
 Results = dict[str, float]
@@ -140,7 +141,7 @@ class Trainer:
                 good = self._step(batches)
                 if good:
                     self.method.update_teacher(self.step)  # Eq. 4
-                count_step(counters, good, self.step, o.max_skipped, self.folder)
+                count_step(counters, good, self.step, o.max_skipped, self._last_checkpoint)
                 self.step += 1
                 reporter.step()
 
@@ -211,17 +212,20 @@ class Trainer:
         """DDP exchanges gradients in the last backward pass of a step only."""
         return self.model.no_sync() if isinstance(self.model, DistributedDataParallel) and not last else nullcontext()
 
+    def _last_checkpoint(self) -> Path | None:
+        return next(reversed(checkpoint.checkpoints(self.folder)), None)
+
     # ------------------------------------------------------------------------------------------ evaluation
     def _evaluate(self, evaluate: Callable[[Detector], Results]) -> Results:
         """Evaluate both, keep the best teacher; leaves no trace in training (random numbers, train mode)."""
-        state = checkpoint.rng_state()
+        state = rng_state()
         c = self.counters
         c.last = {"student": evaluate(self.method.student)}
         if self.step <= self.method.schedule.burn_in:  # the teacher is a copy until then
             c.last["teacher"] = dict(c.last["student"])
         else:
             c.last["teacher"] = evaluate(self.method.teacher.module)
-        checkpoint.set_rng_state(state)
+        set_rng_state(state)
         ap, best = c.last["teacher"]["AP"], c.best.get("AP", math.nan)
         log.info("step %d: AP student %.2f, teacher %.2f", self.step, c.last["student"]["AP"], ap)
         if not c.best or math.isnan(best) or ap > best:
@@ -235,10 +239,10 @@ class Trainer:
     # ------------------------------------------------------------------------------------------ state
     def state_dict(self) -> dict[str, Any]:
         """Everything that the steps so far have changed. Called by all processes together."""
-        rng = [checkpoint.rng_state()]
+        rng = [rng_state()]
         if world_size() > 1:
             rng = [None] * world_size()
-            dist.all_gather_object(rng, checkpoint.rng_state())
+            dist.all_gather_object(rng, rng_state())
         return {
             "method": self.method.state_dict(),
             "fingerprint": checkpoint.fingerprint(self.method.student),
@@ -271,7 +275,7 @@ class Trainer:
         self.step, self.counters = state["step"], Counters(**state["counters"])
         self.window.load_state_dict(state["window"], self.device)
         if len(state["rng"]) == world_size():
-            checkpoint.set_rng_state(state["rng"][rank()])
+            set_rng_state(state["rng"][rank()])
         else:
             log.warning(
                 "%s was written by %d processes, this run has %d: it goes on, but not bit for bit",

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from sed.data.rng import rng_state, set_rng_state
+from sed.data.rng import rng_state, set_rng_state
 from sed.engine import checkpoint
 from sed.engine.checkpoint import CheckpointError
 from tests.reference.training import TinyDetector, make_trainer, same
@@ -133,8 +135,8 @@ def test_random_numbers_go_on_where_they_stopped(tmp_path):
         return (torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random(), random.gauss(0, 1))  # noqa: NPY002
 
     random.gauss(0, 1)  # leaves a half-used pair behind
-    torch.save(checkpoint.rng_state(), tmp_path / "rng.pth")
+    torch.save(rng_state(), tmp_path / "rng.pth")
     expected = draw()
     draw()
-    checkpoint.set_rng_state(checkpoint.read(tmp_path / "rng.pth"))
+    set_rng_state(checkpoint.read(tmp_path / "rng.pth"))
     assert draw() == expected

@@ -71,12 +71,15 @@ def test_clipping():
         ps[0].grad, ps[1].grad = torch.tensor([3.0, 0.0]), torch.tensor([-4.0])
         return ps  # the third has no gradient
 
-    plain, norm, value = parameters(), parameters(), parameters()
+    plain, norm, value, each = parameters(), parameters(), parameters(), parameters()
     assert Clip()(plain).item() == pytest.approx(5)
     assert plain[0].grad.tolist() == [3, 0]
-    assert Clip("norm", 1.0)(norm).item() == pytest.approx(5)
+    assert Clip("full_model", 1.0)(norm).item() == pytest.approx(5)
     assert norm[0].grad.tolist() == pytest.approx([0.6, 0], abs=1e-5)
     assert norm[1].grad.tolist() == pytest.approx([-0.8], abs=1e-5)
     assert Clip("value", 3.5)(value).item() == pytest.approx(5)
     assert value[1].grad.tolist() == [-3.5]
     assert value[0].grad.tolist() == [3, 0]
+    assert Clip("norm", 3.5)(each).item() == pytest.approx(5)  # each by its own norm, as Detectron2 does
+    assert each[1].grad.tolist() == pytest.approx([-3.5], abs=1e-5)
+    assert each[0].grad.tolist() == [3, 0]

@@ -8,8 +8,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sed.engine import checkpoint
-from sed.engine.guards import TrainingError
 from sed.engine.solver import Clip
+from sed.methods.guards import TrainingError
 from tests.reference.training import TinyDetector, make_trainer, same
 
 
@@ -175,7 +175,7 @@ def test_collapse_alarm_stays_silent(tmp_path, caplog, quiet):
 
 
 def test_collapse_count_starts_again_when_something_is_found():
-    from sed.engine.guards import Counters, watch_collapse
+    from sed.methods.guards import Counters, watch_collapse
 
     counters = Counters()
     for positives in (0.0, 0.0, 0.5, 0.0, 0.0):
@@ -305,7 +305,7 @@ def test_wrong_architecture_is_one_clear_error(tmp_path):
 
 
 def test_clip_is_called_with_all_gradients(tmp_path):
-    trainer = make_trainer(tmp_path, max_iter=1, optimizer="SGD", clip=Clip("norm", 1e-3))
+    trainer = make_trainer(tmp_path, max_iter=1, optimizer="SGD", clip=Clip("full_model", 1e-3))
     before = [p.clone() for p in trainer._parameters]
     trainer.train()
     moved = torch.stack([(a - b).norm() for a, b in zip(before, trainer._parameters, strict=True)]).norm()

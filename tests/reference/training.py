@@ -136,7 +136,7 @@ def make_trainer(
         evaluate,
         LoopOptions(**{**defaults, **options}),
         Precision(bool(amp), amp or "bfloat16", device),
-        clip or Clip("norm", 1.0),
+        clip or Clip("full_model", 1.0),
         folder,
         device,
     )

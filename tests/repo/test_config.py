@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sed.config import _CHOICES, ConfigError, get_cfg, load_config
+from sed.config import CHOICES, ConfigError, get_cfg, load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -152,12 +152,12 @@ def test_an_odd_number_of_override_words_is_an_error(words: list[str]) -> None:
         load_config(None, words)
 
 
-@pytest.mark.parametrize("key", sorted(_CHOICES))
+@pytest.mark.parametrize("key", sorted(CHOICES))
 def test_a_choice_names_what_it_may_be(key: str) -> None:
     with pytest.raises(ConfigError) as error:
         load_config(None, [key, "nonsense"])
-    assert str(error.value) == f"{key} is 'nonsense'; it must be one of {', '.join(_CHOICES[key])}"
-    for choice in _CHOICES[key]:
+    assert str(error.value) == f"{key} is 'nonsense'; it must be one of {', '.join(CHOICES[key])}"
+    for choice in CHOICES[key]:
         load_config(None, [key, choice])
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from sed.engine.checkpoint import checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +37,15 @@ class Counters:
     last: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
-def count_step(counters: Counters, good: bool, step: int, limit: int, folder: Path) -> None:
+def count_step(counters: Counters, good: bool, step: int, limit: int, last_good: Callable[[], Path | None]) -> None:
     """Count a step that was made (`good`) or skipped because loss or gradient was not finite.
+
+    Args:
+        counters: where it is counted.
+        good: whether the step was made.
+        step: its number.
+        limit: so many skipped steps in a row end the training.
+        last_good: finds the newest checkpoint, for the message.
 
     Raises:
         TrainingError: after `limit` skipped steps in a row.
@@ -52,12 +57,15 @@ def count_step(counters: Counters, good: bool, step: int, limit: int, folder: Pa
     counters.skipped_in_row += 1
     log.warning("step %d: loss or gradient is not finite; step skipped (%d in all)", step, counters.skipped)
     if counters.skipped_in_row >= limit:
-        kept = checkpoints(folder)
-        raise TrainingError(
-            f"step {step}: loss or gradient was not finite {counters.skipped_in_row} times in a row. The "
-            f"last good checkpoint is {kept[-1] if kept else 'not written yet'}. Lower SOLVER.BASE_LR, "
-            "lengthen SOLVER.WARMUP_ITERS or set SOLVER.CLIP_GRADIENTS.ENABLED True; then --resume"
-        )
+        raise diverged(step, f"was not finite {counters.skipped_in_row} times in a row", last_good())
+
+
+def diverged(step: int, what: str, last_good: Path | None) -> TrainingError:
+    """The error of a training that cannot go on: what happened, and what to try."""
+    return TrainingError(
+        f"step {step}: loss or gradient {what}. The last good checkpoint is {last_good or 'not written yet'}. "
+        "Lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS or set SOLVER.CLIP_GRADIENTS.ENABLED True; then --resume"
+    )
 
 
 def watch_collapse(counters: Counters, means: Mapping[str, float], step: int, window: int, limit: int) -> None:

@@ -1,0 +1,186 @@
+"""Configs on Detectron2: our keys beside its own, and our YAML files with the same meaning as on the native engine.
+
+    cfg = get_cfg(); add_sed_config(cfg); cfg.merge_from_file(...)     as in any Detectron2 project: its own defaults
+    cfg = load_config("configs/coco_10.yaml", ["SEED", "1"])           our files: our defaults (sed/config.py)
+
+A file of ours may also start from a config of Detectron2's model zoo, and then has Detectron2's defaults:
+
+    _BASE_: model_zoo://COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import detectron2
+import torch
+from detectron2.config import CfgNode
+from detectron2.config import get_cfg as detectron2_cfg
+
+from sed import config as ours
+from sed.config import ZOO, ConfigError, leaves
+
+# What our defaults are in keys that only Detectron2 has: a pyramid, and the preprocessing of torchvision's weights
+IMPLIED: dict[str, Any] = {
+    "INPUT.FORMAT": "RGB",
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": "range",
+    "MODEL.RESNETS.STRIDE_IN_1X1": False,
+    "MODEL.RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
+    "MODEL.FPN.IN_FEATURES": ["res2", "res3", "res4", "res5"],
+    "MODEL.RPN.IN_FEATURES": ["p2", "p3", "p4", "p5", "p6"],
+    "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
+    "MODEL.ROI_HEADS.IN_FEATURES": ["p2", "p3", "p4", "p5"],
+    "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead",
+    "MODEL.ROI_BOX_HEAD.NUM_FC": 2,
+}
+META_ARCHITECTURES = {"GeneralizedRCNN": "ScaleConsistentRCNN", "RetinaNet": "ScaleConsistentRetinaNet"}
+# MODEL.WEIGHTS by name, as on the native engine (there torchvision's files)
+IMAGENET = {50: "detectron2://ImageNetPretrained/torchvision/R-50.pkl"}
+COCO = {
+    "ScaleConsistentRCNN": (
+        "COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml",
+        "detectron2://COCO-Detection/faster_rcnn_R_50_FPN_3x/137849458/model_final_280758.pkl",
+    ),
+    "ScaleConsistentRetinaNet": (
+        "COCO-Detection/retinanet_R_50_FPN_3x.yaml",
+        "detectron2://COCO-Detection/retinanet_R_50_FPN_3x/190397829/model_final_5bd44e.pkl",
+    ),
+}
+# What weights expect of their input; files of ours name it, and loading compares
+PREPROCESSING = ("INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "MODEL.RESNETS.STRIDE_IN_1X1")
+
+
+def add_sed_config(cfg: CfgNode) -> None:
+    """Add every key of `sed.config` that Detectron2 does not have, with its default; change nothing else."""
+    known = dict(leaves(cfg))
+    for key, value in leaves(ours.get_cfg()):
+        if key not in known:
+            _set(cfg, key, value)
+
+
+def load_config(path: str | Path | None = None, overrides: list[str] | tuple[str, ...] = ()) -> CfgNode:
+    """A config file of ours, ready for `SemiSupervisedTrainer`; see the module's docstring.
+
+    Names that both engines share become Detectron2's own here: MODEL.DEVICE auto, MODEL.WEIGHTS imagenet and coco,
+    MODEL.BACKBONE.NAME of a one-stage detector.
+
+    Raises:
+        ConfigError: as `sed.config.load_config`; also for what Detectron2 cannot do.
+    """
+    base, _ = ours.read_layers(path)
+    cfg = _zoo_defaults(base) if base else _own_defaults()
+    stock = dict(leaves(detectron2_cfg()))
+    choices = {key: values for key, values in ours.CHOICES.items() if key not in stock}
+    choices["SOLVER.CLIP_GRADIENTS.CLIP_TYPE"] = ours.CHOICES["SOLVER.CLIP_GRADIENTS.CLIP_TYPE"]
+    ours.load_config(path, overrides, defaults=cfg, choices=choices)
+    _resolve(cfg, from_zoo=bool(base))
+    return cfg
+
+
+def stock_config(cfg: CfgNode, weights: str) -> CfgNode:
+    """`cfg` as a config of Detectron2 alone: none of our keys, its own meta-architecture. For its demo and tools."""
+    stock = detectron2_cfg()
+    own = dict(leaves(cfg))
+    for key, _ in leaves(stock):
+        _set(stock, key, own[key])
+    names = {mine: theirs for theirs, mine in META_ARCHITECTURES.items()}
+    stock.MODEL.META_ARCHITECTURE = names.get(cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.META_ARCHITECTURE)
+    stock.MODEL.WEIGHTS = weights
+    return stock
+
+
+def zoo_config(name: str) -> CfgNode:
+    """A config of Detectron2's model zoo, such as "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"."""
+    package = Path(detectron2.__file__).parent
+    paths = [package / "model_zoo" / "configs" / name, package.parent / "configs" / name]  # installed; a checkout
+    path = next((p for p in paths if p.is_file()), None)
+    if path is None:
+        raise ConfigError(f"{ZOO}{name}: this Detectron2 has no such config; looked in {paths[0]}")
+    cfg = detectron2_cfg()
+    cfg.merge_from_file(str(path))
+    return cfg
+
+
+def preprocessing(cfg: CfgNode) -> dict[str, Any]:
+    """What a detector of `cfg` expects of its input: {dotted key: value}."""
+    values = dict(leaves(cfg))
+    return {key: values[key] for key in PREPROCESSING}
+
+
+def _own_defaults() -> CfgNode:
+    cfg = detectron2_cfg()
+    for key, value in [*leaves(ours.get_cfg()), *IMPLIED.items()]:
+        _set(cfg, key, value)
+    return cfg
+
+
+def _zoo_defaults(base: str) -> CfgNode:
+    cfg = zoo_config(base.removeprefix(ZOO))
+    add_sed_config(cfg)
+    theirs = cfg.MODEL.META_ARCHITECTURE
+    if theirs not in META_ARCHITECTURES:
+        raise ConfigError(
+            f"{base}: {theirs} has no scale-consistent form; there is one of {', '.join(META_ARCHITECTURES)}"
+        )
+    cfg.MODEL.META_ARCHITECTURE = META_ARCHITECTURES[theirs]
+    cfg.MODEL.DEVICE, cfg.SEED = "auto", ours.get_cfg().SEED
+    return cfg
+
+
+def _resolve(cfg: CfgNode, from_zoo: bool) -> None:
+    """Put Detectron2's own names where ours stand for both engines."""
+    m = cfg.MODEL
+    if cfg.SOLVER.ACCUMULATE != 1:
+        raise ConfigError(
+            "SOLVER.ACCUMULATE: Detectron2's trainers take one batch a step; leave it 1, or set ENGINE torchvision"
+        )
+    if m.DEVICE == "auto":
+        m.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    elif m.DEVICE == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("MODEL.DEVICE is cuda, but torch finds no GPU; set it to auto or cpu")
+    sizes = cfg.INPUT.MIN_SIZE_TRAIN
+    if not sizes or min(sizes) < 0:
+        raise ConfigError(f"INPUT.MIN_SIZE_TRAIN is {tuple(sizes)}; expected one length in pixels or a range of two")
+    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range":
+        cfg.INPUT.MIN_SIZE_TRAIN = (min(sizes), max(sizes))
+    cfg.SOLVER.IMS_PER_BATCH = cfg.SEMI.IMS_PER_BATCH_LABELED + cfg.SEMI.IMS_PER_BATCH_UNLABELED
+    if m.RESNETS.DEPTH in (18, 34):
+        m.RESNETS.RES2_OUT_CHANNELS = 64  # of the basic blocks
+    if not from_zoo:
+        _pyramid_of(m)
+    if m.WEIGHTS == "imagenet":
+        if m.RESNETS.DEPTH not in IMAGENET:
+            raise ConfigError(
+                f"MODEL.WEIGHTS imagenet: Detectron2 has torchvision's weights for depth 50, not {m.RESNETS.DEPTH}; "
+                "name a file, or set ENGINE torchvision"
+            )
+        m.WEIGHTS = IMAGENET[m.RESNETS.DEPTH]
+    if m.WEIGHTS == "coco":
+        if m.META_ARCHITECTURE not in COCO or m.RESNETS.DEPTH != 50:
+            raise ConfigError("MODEL.WEIGHTS coco: there are weights of Faster R-CNN and RetinaNet with depth 50")
+        name, m.WEIGHTS = COCO[m.META_ARCHITECTURE]
+        for key, value in preprocessing(zoo_config(name)).items():
+            _set(cfg, key, value)
+        if m.META_ARCHITECTURE == "ScaleConsistentRetinaNet":
+            m.ANCHOR_GENERATOR.SIZES = zoo_config(name).MODEL.ANCHOR_GENERATOR.SIZES
+
+
+def _pyramid_of(m: CfgNode) -> None:
+    """The levels that the heads of our files' two backbones read."""
+    if m.BACKBONE.NAME == "build_small_fpn_backbone":
+        levels = ["p2", "p3", "p4", "p5"]
+        m.RPN.IN_FEATURES = m.ROI_HEADS.IN_FEATURES = m.RETINANET.IN_FEATURES = levels
+    elif m.META_ARCHITECTURE == "ScaleConsistentRetinaNet" and m.BACKBONE.NAME == "build_resnet_fpn_backbone":
+        m.BACKBONE.NAME = "build_retinanet_resnet_fpn_backbone"  # P3..P7
+        m.RESNETS.OUT_FEATURES = m.FPN.IN_FEATURES = ["res3", "res4", "res5"]
+
+
+def _set(cfg: CfgNode, key: str, value: Any) -> None:
+    node = cfg
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        if parent not in node:
+            node[parent] = CfgNode()
+        node = node[parent]
+    node[leaf] = value

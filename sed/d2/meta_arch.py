@@ -1,0 +1,214 @@
+"""Detectron2's Faster R-CNN and RetinaNet as `Detector`s, by their names in MODEL.META_ARCHITECTURE.
+
+Each is the stock class, with the stock weights' names, inference and supervised losses (`forward` is inherited), and
+beside them the heads that the methods ask for: the class's own RPN, ROI heads, anchor generator and pooler, called in
+the order of its own `forward`. What this file adds is the convention: Detectron2 takes pixels in INPUT.FORMAT (BGR by
+default) and absolute boxes in `Instances`; its background is the last class, as here.
+
+Shape shorthand: see `sed.core.structures`; B anchors a cell.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, RetinaNet
+from detectron2.modeling.roi_heads import CascadeROIHeads, Res5ROIHeads, StandardROIHeads
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage, get_event_storage
+from torch import Tensor
+
+from sed.core.structures import (
+    DenseLevel,
+    DensePrediction,
+    Detections,
+    Images,
+    LabeledBatch,
+    RegionPrediction,
+)
+from sed.core.views import valid_anchors
+from sed.detectors.base import Detector, Features, normalize
+
+# Detectron2's names of the losses -> those of `Detector.supervised_losses`
+RCNN_LOSSES = {
+    "loss_rpn_cls": "dense_cls",
+    "loss_rpn_loc": "dense_box",
+    "loss_cls": "region_cls",
+    "loss_box_reg": "region_box",
+}
+RETINANET_LOSSES = {"loss_cls": "dense_cls", "loss_box_reg": "dense_box"}
+
+
+class Detectron2Detector(Detector):
+    """What both share; mixed in before the stock class.
+
+    Attributes:
+        input_format: "RGB" or "BGR", the order of the stock class's pixels and of its mean.
+    """
+
+    input_format: str
+    loss_names: dict[str, str]
+
+    def to_inputs(self, batch: LabeledBatch | Images) -> list[dict[str, Any]]:
+        """Detectron2's list of dicts: "image" [3, h, w] without padding and, for a labelled batch, "instances"."""
+        images = batch if isinstance(batch, Images) else batch.images
+        pixels = self._own_order(images.tensor)
+        inputs: list[dict[str, Any]] = [
+            {"image": image[:, :h, :w]} for image, (h, w) in zip(pixels, images.sizes, strict=True)
+        ]
+        if isinstance(batch, LabeledBatch):
+            for row, targets, size in zip(inputs, batch.targets, images.sizes, strict=True):
+                row["instances"] = Instances(size, gt_boxes=Boxes(targets.boxes), gt_classes=targets.classes)
+        return inputs
+
+    def supervised_losses(self, batch: LabeledBatch) -> dict[str, Tensor]:
+        """See `Detector.supervised_losses`; other losses of a subclass keep their own names."""
+        with _storage():
+            losses = self(self.to_inputs(batch))
+        return {self.loss_names.get(name, name): loss for name, loss in losses.items()}
+
+    def encode(self, images: Images) -> Features:
+        """See `Detector.encode`. The padding becomes exactly 0, as Detectron2 has it."""
+        height, width = images.padded_size
+        if height % self.divisor or width % self.divisor:
+            raise ValueError(f"images of {height} x {width}: sides must be multiples of the stride {self.divisor}")
+        own = Images(self._own_order(images.tensor), images.sizes)
+        pixels = normalize(own, self.pixel_mean, self.pixel_std)
+        return Features(self.backbone(pixels), Images(pixels, images.sizes))
+
+    @torch.no_grad()
+    def detect(self, images: Images) -> list[Detections]:
+        """See `Detector.detect`: the stock inference."""
+        results = [row["instances"] for row in self(self.to_inputs(images))]
+        return [Detections(r.pred_boxes.tensor, r.scores, r.pred_classes) for r in results]
+
+    def plain_state_dict(self) -> dict[str, Tensor]:
+        """See `Detector.plain_state_dict`: the names are the stock class's already."""
+        return self.state_dict()
+
+    def _own_order(self, pixels: Tensor) -> Tensor:
+        return pixels if self.input_format == "RGB" else pixels.flip(1)
+
+    def _divisor(self, levels: Sequence[str]) -> int:
+        shapes: dict[str, ShapeSpec] = self.backbone.output_shape()
+        return max(shapes[name].stride for name in levels)
+
+    def _levels(self, features: Features, names: Sequence[str], logits: list[Tensor], deltas: list[Tensor]):
+        """One `DenseLevel` a map; logits [N, A, C] and deltas [N, A, 4] of each."""
+        levels = []
+        for name, scores, boxes in zip(names, logits, deltas, strict=True):
+            rows, columns = (int(side) for side in features.maps[name].shape[-2:])
+            level = round(math.log2(features.images.padded_size[0] / rows))
+            per_cell = scores.shape[1] // (rows * columns)
+            valid = valid_anchors(features.images.sizes, level, (rows, columns), per_cell, scores.device)
+            levels.append(DenseLevel(level, (rows, columns), scores, boxes, valid))
+        return DensePrediction(tuple(levels))
+
+
+@META_ARCH_REGISTRY.register()
+class ScaleConsistentRCNN(Detectron2Detector, GeneralizedRCNN):
+    """`GeneralizedRCNN` with the heads "dense" (its RPN) and "region"; FPN or one map (C4)."""
+
+    heads = frozenset({"dense", "region"})
+    loss_names = RCNN_LOSSES
+
+    @configurable
+    def __init__(self, **kwargs: Any) -> None:
+        """As `GeneralizedRCNN`; also from a config.
+
+        Raises:
+            TypeError: for parts whose raw outputs are not those of the paper's detector.
+        """
+        super().__init__(**kwargs)
+        self.input_format = self.input_format or "BGR"
+        heads = self.roi_heads
+        if isinstance(heads, CascadeROIHeads) or not isinstance(heads, (StandardROIHeads, Res5ROIHeads)):
+            raise TypeError(
+                f"MODEL.ROI_HEADS.NAME {type(heads).__name__}: ScaleConsistentRCNN needs one box head, "
+                "StandardROIHeads or Res5ROIHeads"
+            )
+        self.num_classes = heads.num_classes
+        self.divisor = self._divisor([*self.proposal_generator.in_features, *heads.in_features])
+
+    @classmethod
+    def from_config(cls, cfg: Any) -> dict[str, Any]:
+        """The arguments that the config describes."""
+        return GeneralizedRCNN.from_config(cfg)
+
+    def dense(self, features: Features) -> DensePrediction:
+        """See `Detector.dense`: the RPN, C = 1."""
+        names = self.proposal_generator.in_features
+        objectness, deltas = self.proposal_generator.rpn_head([features.maps[name] for name in names])
+        logits = [_to_rows(o, 1) for o in objectness]  # [N, B, rows, columns] -> [N, A, 1]
+        return self._levels(features, names, logits, [_to_rows(d, 4) for d in deltas])
+
+    @torch.no_grad()
+    def propose(self, features: Features, dense: DensePrediction, limit: int) -> list[Tensor]:
+        """See `Detector.propose`: the RPN's own decoding, NMS and top-k."""
+        rpn = self.proposal_generator
+        anchors = rpn.anchor_generator([features.maps[name] for name in rpn.in_features])
+        logits = [level.logits.squeeze(-1).float() for level in dense.levels]
+        deltas = [level.deltas.float() for level in dense.levels]
+        proposals = rpn.predict_proposals(anchors, logits, deltas, list(features.images.sizes))
+        return [p.proposal_boxes.tensor[:limit] for p in proposals]
+
+    def regions(self, features: Features, proposals: Sequence[Tensor]) -> RegionPrediction:
+        """See `Detector.regions`."""
+        heads = self.roi_heads
+        maps = [features.maps[name] for name in heads.in_features]
+        boxes = [Boxes(p) for p in proposals]
+        if isinstance(heads, Res5ROIHeads):
+            pooled = heads.res5(heads.pooler(maps, boxes)).mean(dim=(2, 3))
+        else:
+            pooled = heads.box_head(heads.box_pooler(maps, boxes))
+        scores, deltas = heads.box_predictor(pooled)  # [R, K + 1] background last, [R, 4 K] or [R, 4]
+        return RegionPrediction(
+            scores, deltas.view(len(deltas), deltas.shape[1] // 4, 4), tuple(len(p) for p in proposals)
+        )
+
+
+@META_ARCH_REGISTRY.register()
+class ScaleConsistentRetinaNet(Detectron2Detector, RetinaNet):
+    """`RetinaNet` with the head "dense", C = K."""
+
+    heads = frozenset({"dense"})
+    loss_names = RETINANET_LOSSES
+
+    @configurable
+    def __init__(self, **kwargs: Any) -> None:
+        """As `RetinaNet`; also from a config."""
+        super().__init__(**kwargs)
+        self.divisor = self._divisor(self.head_in_features)
+
+    @classmethod
+    def from_config(cls, cfg: Any) -> dict[str, Any]:
+        """The arguments that the config describes."""
+        return RetinaNet.from_config(cfg)
+
+    def dense(self, features: Features) -> DensePrediction:
+        """See `Detector.dense`."""
+        names = self.head_in_features
+        logits, deltas = self.head([features.maps[name] for name in names])
+        rows = [_to_rows(values, self.num_classes) for values in logits]
+        return self._levels(features, names, rows, [_to_rows(d, 4) for d in deltas])
+
+
+def _to_rows(values: Tensor, width: int) -> Tensor:
+    """A head's map [N, B x width, rows, columns] as [N, rows x columns x B, width]."""
+    n, _, rows, columns = values.shape
+    return values.view(n, -1, width, rows, columns).permute(0, 3, 4, 1, 2).reshape(n, -1, width)
+
+
+def _storage() -> AbstractContextManager[Any]:
+    """Detectron2's losses write scalars to the present EventStorage; outside of its trainers there is none."""
+    try:
+        get_event_storage()
+    except AssertionError:
+        return EventStorage()
+    return nullcontext()
