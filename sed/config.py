@@ -153,6 +153,7 @@ def _defaults() -> CfgNode:
     c.SED.REWEIGHT = CfgNode()
     c.SED.REWEIGHT.KIND = "histogram"  # histogram (Eq. 5) | none | ohem | focal
     c.SED.REWEIGHT.BINS = 10  # M
+    c.SED.REWEIGHT.OVER_PROCESSES = False  # False: each process counts its own samples | True: all together
     c.SED.REWEIGHT.OHEM_FRACTION = 0.1
     c.SED.REWEIGHT.FOCAL_GAMMA = 2.0
 

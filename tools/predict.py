@@ -19,20 +19,17 @@ import logging
 import os
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+from engines import USER_ERRORS, pick_trained
 from fvcore.common.config import CfgNode
 from tqdm import tqdm
 
-from sed.config import ConfigError, load_config
 from sed.data.catalog import Dataset, Record
 from sed.data.errors import DataError
-from sed.data.mapper import Mapper
-from sed.detectors.weights import WeightsError
-from sed.engine.build import build_test_set, resolve_device
-from sed.engine.checkpoint import CheckpointError
-from sed.engine.inference import ImageFiles, find_images, load_detector, number_images
 from sed.evaluation.coco import detect_all, to_coco_results
+from sed.evaluation.files import ImageFiles, find_images, number_images
 
 log = logging.getLogger("predict")
 MIN_SIDE = 0.01  # pixels; a thinner box is no annotation
@@ -58,18 +55,12 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        cfg = load_config(args.config_file, args.opts)
-        device = resolve_device(cfg.MODEL.DEVICE)
+        driver, cfg, weights = pick_trained(args.config_file, args.opts, args.weights)
         root, files = find_images(args.input)
-        detector = load_detector(cfg, args.weights, device)
-        classes = read_classes(cfg, detector.num_classes)
-        size = cfg.INPUT.MIN_SIZE_TEST
+        detector = driver.load_detector(cfg, weights)
+        classes = read_classes(driver, cfg, detector.num_classes)
         images = ImageFiles(
-            files,
-            number_images(files),
-            Mapper((size, size), cfg.INPUT.MAX_SIZE_TEST, flip=False),
-            cfg.TEST.IMS_PER_BATCH,
-            args.skip_unreadable,
+            files, number_images(files), driver.test_mapper(cfg), cfg.TEST.IMS_PER_BATCH, args.skip_unreadable
         )
         with tqdm(total=len(files), unit="image") as bar:
 
@@ -78,9 +69,10 @@ def main(arguments: list[str] | None = None) -> None:
                     yield batch
                     bar.update(len(batch[0]))
 
+            device = next(detector.parameters()).device
             found = detect_all(detector, batches(), device)
             bar.update(len(images.skipped))
-    except (CheckpointError, ConfigError, DataError, WeightsError) as error:
+    except USER_ERRORS as error:
         sys.exit(f"error: {error}")
     rows = [row for row in to_coco_results(found, classes) if row["score"] >= args.score_threshold]
     write(args.output, rows, images.records, classes, root, args.as_annotations)
@@ -89,12 +81,15 @@ def main(arguments: list[str] | None = None) -> None:
     log.info("%s: %d detections in %d images", args.output, len(rows), len(images.records))
 
 
-def read_classes(cfg: CfgNode, count: int) -> Dataset:
+def read_classes(driver: ModuleType, cfg: CfgNode, count: int) -> Dataset:
     """Names and original ids of the categories: those of DATASETS.TEST, else numbers from 1 with a warning."""
     reason = "DATASETS.TEST is empty"
     if cfg.DATASETS.TEST:
         try:
-            return build_test_set(cfg)
+            classes = driver.test_classes(cfg)
+            if len(classes.classes) == count:
+                return classes
+            reason = f"{classes.name} has {len(classes.classes)} categories, the detector {count}"
         except DataError as error:
             reason = str(error)
     log.warning("category names are not known (%s); they are called 1 to %d", reason, count)

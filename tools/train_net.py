@@ -9,7 +9,7 @@
     torchrun --nproc-per-node 8 tools/train_net.py --config-file configs/coco_10.yaml
 
 Words after the flags are KEY VALUE pairs that override the config; sed/config.py lists every key. The step is
-in sed/methods/, the loop in sed/engine/trainer.py.
+in sed/methods/, the loop in sed/engine/trainer.py or, with ENGINE detectron2, in sed/d2/trainer.py.
 """
 
 from __future__ import annotations
@@ -18,28 +18,11 @@ import argparse
 import sys
 
 import torch
+from engines import USER_ERRORS, pick
 
-from sed.config import ConfigError, load_config
-from sed.data.errors import DataError
-from sed.detectors.weights import WeightsError
-from sed.engine.checkpoint import CheckpointError
 from sed.engine.launch import LaunchError, launch
-from sed.engine.output import OutputError
-from sed.engine.run import evaluate_only, train
-from sed.engine.select import EngineError
+from sed.evaluation.output import OutputError
 from sed.methods.guards import TrainingError
-
-# What a user can put right: told in one line, without a traceback
-USER_ERRORS = (
-    CheckpointError,
-    ConfigError,
-    DataError,
-    EngineError,
-    LaunchError,
-    OutputError,
-    TrainingError,
-    WeightsError,
-)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -64,12 +47,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """One process of the run."""
     try:
-        cfg = load_config(args.config_file, args.opts)
+        engine = pick(args.config_file, args.opts)
+        cfg = engine.load_config(args.config_file, args.opts)
         if args.eval_only:
-            evaluate_only(cfg, args.resume, args.eval_model)
+            engine.evaluate_only(cfg, args.resume, args.eval_model)
         else:
-            train(cfg, args.resume)
-    except USER_ERRORS as error:
+            engine.train(cfg, args.resume)
+    except (*USER_ERRORS, LaunchError, OutputError, TrainingError) as error:
         sys.exit(f"error: {error}")
 
 

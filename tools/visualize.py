@@ -4,7 +4,8 @@
     python tools/visualize.py --config-file F --mode views               weak, strong and half-size training views
     python tools/visualize.py --config-file F --mode predictions --weights W      DATASETS.TEST, truth beside it
 
-Words after the flags are KEY VALUE overrides of the config, as in train_net.py.
+Words after the flags are KEY VALUE overrides of the config, as in train_net.py. Boxes are drawn by OpenCV, and on the
+Detectron2 engine by Detectron2's `Visualizer` with the set's own names and colours.
 """
 
 from __future__ import annotations
@@ -14,20 +15,18 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
+from engines import USER_ERRORS, pick_trained
 from fvcore.common.config import CfgNode
 
-from sed.config import ConfigError, load_config
+from sed.config import ConfigError
 from sed.core.boxes import scale_boxes
 from sed.core.structures import Targets
 from sed.core.views import downscale, draw_scale
-from sed.data.catalog import Dataset, load_datasets
-from sed.data.errors import DataError
-from sed.detectors.weights import WeightsError
-from sed.engine import build
-from sed.engine.checkpoint import CheckpointError
-from sed.engine.inference import load_detector
+from sed.data.catalog import Dataset
+from sed.data.loaders import test_loader
 from sed.evaluation.coco import detect_all
 from sed.evaluation.pictures import draw_found, draw_truth, draw_view
 from sed.evaluation.visualize import contact_sheet, write_png
@@ -56,13 +55,13 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if args.count < 1:
             raise ConfigError(f"--count is {args.count}; it must be at least 1")
-        cfg = load_config(args.config_file, args.opts)
+        driver, cfg, weights = pick_trained(args.config_file, args.opts, args.weights)
         modes = {"ground_truth": ground_truth, "views": views}
         if args.mode == "predictions":
-            rows = list(predictions(cfg, args.count, args.weights, args.score_threshold))
+            rows = list(predictions(driver, cfg, args.count, weights, args.score_threshold))
         else:
-            rows = list(modes[args.mode](cfg, args.count))
-    except (CheckpointError, ConfigError, DataError, WeightsError) as error:
+            rows = list(modes[args.mode](driver, cfg, args.count))
+    except USER_ERRORS as error:
         sys.exit(f"error: {error}")
     folder = args.output or Path(cfg.OUTPUT_DIR) / "visualize" / args.mode
     folder.mkdir(parents=True, exist_ok=True)
@@ -78,53 +77,50 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{folder}/contact_sheet.png and {sum(map(len, rows))} pictures")
 
 
-def ground_truth(cfg: CfgNode, count: int) -> Iterator[list[Cell]]:
+def ground_truth(driver: ModuleType, cfg: CfgNode, count: int) -> Iterator[list[Cell]]:
     """Labelled training images, spread evenly over DATASETS.TRAIN, with their boxes."""
-    train = load_datasets(cfg.DATASETS.TRAIN, cfg.DATASETS.IMAGE_ROOT)
+    train = driver.train_set(cfg)
+    paint = driver.painter(train)
     for record in spread(train, count).records:
-        yield [(draw_truth(record, train.classes, CELL), f"truth, {record['image_id']}")]
+        yield [(draw_truth(record, train.classes, CELL, paint), f"truth, {record['image_id']}")]
 
 
-def predictions(cfg: CfgNode, count: int, weights: str, threshold: float) -> Iterator[list[Cell]]:
+def predictions(driver: ModuleType, cfg: CfgNode, count: int, weights: str, threshold: float) -> Iterator[list[Cell]]:
     """Test images, spread evenly over DATASETS.TEST: ground truth and detections side by side."""
-    device = build.resolve_device(cfg.MODEL.DEVICE)
-    detector = load_detector(cfg, weights, device)
-    test = spread(build.build_test_set(cfg), count)
-    found = detect_all(detector, build.batches_of(cfg, test, detector.divisor)(), device)
+    detector = driver.load_detector(cfg, weights)
+    test = spread(driver.test_set(cfg), count)
+    mapper, paint = driver.test_mapper(cfg), driver.painter(test)
+    workers = cfg.DATALOADER.NUM_WORKERS
+    batches = test_loader(test.records, mapper, cfg.TEST.IMS_PER_BATCH, workers, divisor=detector.divisor)
+    found = detect_all(detector, batches, next(detector.parameters()).device)
     for record in test.records:
         yield [
-            (draw_truth(record, test.classes, CELL), f"truth, {record['image_id']}"),
-            (draw_found(record, found, test.classes, threshold, CELL), f"prediction, score >= {threshold}"),
+            (draw_truth(record, test.classes, CELL, paint), f"truth, {record['image_id']}"),
+            (draw_found(record, found, test.classes, threshold, CELL, paint), f"prediction, score >= {threshold}"),
         ]
 
 
-def views(cfg: CfgNode, count: int) -> Iterator[list[Cell]]:
+def views(driver: ModuleType, cfg: CfgNode, count: int) -> Iterator[list[Cell]]:
     """The views of METHOD 2 as training makes them, of the labelled images, whose boxes show that they fit.
 
-    The labelled stream is read twice, without and with strong views: both have the same geometry. Unlabelled
-    images go through the same code; their boxes are not known to it.
+    Unlabelled images go through the same code; their boxes are not known to it.
     """
-    cfg = cfg.clone()
-    cfg.SEMI.METHOD, cfg.DATASETS.TEST = "supervised", ()  # no other data is needed
-    data = build.build_data(cfg)
-    classes, divisor = data.labeled.classes, build.build_student(cfg, "").divisor * 2**cfg.SED.MAX_SCALE
-    streams = []
-    for choice in (False, True):
-        cfg.SEMI.STRONG_LABELED = choice
-        streams.append(build.build_streams(cfg, data, divisor)[0])
+    dataset, weak_views, strong_views = driver.view_streams(cfg)
+    classes, paint = dataset.classes, driver.painter(dataset)
     step = shown = 0
     while shown < count:
-        weak, strong = next(streams[0]), next(streams[1])
+        weak, strong = next(weak_views), next(strong_views)
         s = draw_scale(step, cfg.SED.MAX_SCALE)
         small = downscale(weak.images, s)
         for i, targets in enumerate(weak.targets):
             position = step * cfg.SEMI.IMS_PER_BATCH_LABELED + i
             if position % 2 and shown < count:  # every second one has a strong view
                 halved = Targets(scale_boxes(targets.boxes, 1 / 2**s), targets.classes)
+                frame = weak.images.sizes[i]
                 yield [
-                    (draw_view(weak.images, i, targets, classes, CELL), "weak view"),
-                    (draw_view(strong.images, i, strong.targets[i], classes, CELL), "strong view"),
-                    (draw_view(small, i, halved, classes, CELL, frame=weak.images.sizes[i]), f"small view, 1 / {2**s}"),
+                    (draw_view(weak.images, i, targets, classes, CELL, paint=paint), "weak view"),
+                    (draw_view(strong.images, i, strong.targets[i], classes, CELL, paint=paint), "strong view"),
+                    (draw_view(small, i, halved, classes, CELL, frame, paint), f"small view, 1 / {2**s}"),
                 ]
                 shown += 1
         step += 1

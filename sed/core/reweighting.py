@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -26,14 +27,16 @@ KINDS = ("histogram", "none", "ohem", "focal")
 LANES = 4096  # columns that share the counting, see `_count`
 
 
-def make_reweight(kind: str, *, bins: int, ohem_fraction: float, focal_gamma: float) -> Reweight:
+def make_reweight(
+    kind: str, *, bins: int, ohem_fraction: float, focal_gamma: float, over_processes: bool = False
+) -> Reweight:
     """The `Reweight` of a name: "histogram" (Eq. 5), "none" (plain mean), "ohem" or "focal".
 
     Raises:
         ValueError: for another name or a parameter out of its range.
     """
     if kind == "histogram":
-        return histogram(bins)
+        return histogram(bins, over_processes)
     if kind == "none":
         return mean()
     if kind == "ohem":
@@ -43,7 +46,7 @@ def make_reweight(kind: str, *, bins: int, ohem_fraction: float, focal_gamma: fl
     raise ValueError(f"re-weighting: expected one of {', '.join(KINDS)}, got {kind!r}")
 
 
-def histogram(bins: int) -> Reweight:
+def histogram(bins: int, over_processes: bool = False) -> Reweight:
     """Eq. 5: L = 1/M sum_i KL_i / R_idx(g_i), idx = min(floor(g M), M - 1), R_j samples in bin j.
 
     A bin weighs as a whole what one sample weighs in a mean of M: the few large disagreements are not drowned
@@ -52,6 +55,8 @@ def histogram(bins: int) -> Reweight:
 
     Args:
         bins: M >= 1.
+        over_processes: count the samples of all processes together, so that the mean of the processes' losses is the
+            loss of their whole batch; otherwise each counts its own. All must call it equally often.
     """
     if bins < 1:
         raise ValueError(f"histogram re-weighting: expected bins (M) >= 1, got {bins}")
@@ -62,7 +67,11 @@ def histogram(bins: int) -> Reweight:
             index = (at_least_float32(g) * bins).long().clamp_(0, bins - 1)
             index = torch.where(mask, index, bins)  # one more bin for those that do not count
             counts = _count(index, bins + 1)  # [M + 1]
-            share = 1.0 / (bins * counts.clamp(min=1)).to(at_least_float32(kl).dtype)  # [M + 1], 1 / (M R_j)
+            processes = 1
+            if over_processes and dist.is_initialized():
+                dist.all_reduce(counts)
+                processes = dist.get_world_size()
+            share = processes / (bins * counts.clamp(min=1)).to(at_least_float32(kl).dtype)  # [M + 1], 1 / (M R_j)
             weights = share[index]
         return _masked_sum(at_least_float32(kl), weights, mask)
 

@@ -191,6 +191,13 @@ class ScaleConsistentRetinaNet(Detectron2Detector, RetinaNet):
         """The arguments that the config describes."""
         return RetinaNet.from_config(cfg)
 
+    def supervised_losses(self, batch: LabeledBatch) -> dict[str, Tensor]:
+        """See `Detector.supervised_losses`."""
+        # Detectron2's focal loss is scripted. The optimizing executor of TorchScript changes the kernels after some
+        # calls, and with them the last bits, so that a resumed run would part from an uninterrupted one
+        with torch.jit.optimized_execution(False):
+            return super().supervised_losses(batch)
+
     def dense(self, features: Features) -> DensePrediction:
         """See `Detector.dense`."""
         names = self.head_in_features

@@ -40,12 +40,14 @@ class Dataset:
         records: dataset dicts, see the module's docstring.
         classes: K names; the index is the contiguous class. Empty for a folder of images.
         category_ids: K original category ids, in the same order.
+        json_file: the COCO json that it was read from; "" if none.
     """
 
     name: str
     records: list[Record]
     classes: tuple[str, ...] = ()
     category_ids: tuple[int, ...] = ()
+    json_file: str = ""
 
     def __len__(self) -> int:
         return len(self.records)
@@ -79,7 +81,8 @@ def load_dataset(source: str, image_root: str = "", labeled: bool = True) -> Dat
     for variant in VARIANTS:
         if source in (f"{variant}_train", f"{variant}_tune", f"{variant}_test"):
             folder, split = ensure_digits(data_root(), variant), source.rpartition("_")[2]
-            return replace(load_coco(folder / f"{split}.json", folder / split, labeled), name=source)
+            json_path, images = folder / f"{split}.json", folder / split
+            return replace(load_coco(json_path, images, labeled), name=source, json_file=str(json_path))
     if source in COCO_2017:
         json_path, images = (data_root() / part for part in COCO_2017[source])
         if not json_path.is_file():
@@ -87,27 +90,34 @@ def load_dataset(source: str, image_root: str = "", labeled: bool = True) -> Dat
                 f"{source}: {json_path} is missing; download COCO 2017 there or set DETECTRON2_DATASETS to "
                 "the folder that holds coco/"
             )
-        return replace(load_coco(json_path, images, labeled), name=source)
+        return replace(load_coco(json_path, images, labeled), name=source, json_file=str(json_path))
     path = Path(source)
     if path.is_dir():
         if labeled:
             raise DataError(f"{source}: a folder holds no annotations; give a COCO json where labels are needed")
         return load_folder(path)
     if path.is_file():
-        return load_coco(path, image_root, labeled)
+        return replace(load_coco(path, image_root, labeled), json_file=str(path))
     raise DataError(
         f"{source}: neither a file, a folder nor a known data set; the names are {', '.join(known_names())}"
     )
 
 
 def load_datasets(sources: Sequence[str], image_root: str = "", labeled: bool = True) -> Dataset:
+    """Several data sets as one, see `load_dataset` and `join`."""
+    return join([load_dataset(source, image_root, labeled) for source in sources], labeled)
+
+
+def join(parts: Sequence[Dataset], labeled: bool = True) -> Dataset:
     """Several data sets as one; labelled ones must have the same classes.
 
-    Where image ids of different sources collide, all ids become "<source>:<id>".
+    Where image ids of different sets collide, all ids become "<name>:<id>".
+
+    Raises:
+        DataError: if there is none, or the classes differ.
     """
-    if not sources:
+    if not parts:
         raise DataError("no data set given: DATASETS.TRAIN, DATASETS.UNLABELED or DATASETS.TEST is empty")
-    parts = [load_dataset(source, image_root, labeled) for source in sources]
     if len(parts) == 1:
         return parts[0]
     if labeled:
@@ -116,7 +126,7 @@ def load_datasets(sources: Sequence[str], image_root: str = "", labeled: bool = 
     records = [record for part in parts for record in part.records]
     if len({record["image_id"] for record in records}) < len(records):
         records = [{**r, "image_id": f"{part.name}:{r['image_id']}"} for part in parts for r in part.records]
-    return replace(parts[0], name="+".join(part.name for part in parts), records=records)
+    return replace(parts[0], name="+".join(part.name for part in parts), records=records, json_file="")
 
 
 def load_folder(folder: str | Path) -> Dataset:

@@ -32,6 +32,7 @@ from sed.data.errors import DataError
 from sed.data.mapper import ImageInfo, Mapper
 
 Plan = list[tuple[int, int]]  # (position, index) of every sample of a batch
+Order = Callable[[], Iterator[int]]  # starts an endless sequence of indices of records
 
 
 def collate_labeled(samples: Sequence[tuple[Tensor, Targets]], divisor: int = 1) -> LabeledBatch:
@@ -52,10 +53,23 @@ def collate_test(samples: Sequence[tuple[Tensor, ImageInfo]], divisor: int = 1) 
     return Images.from_list(images, divisor), list(infos)
 
 
+def permutations(size: int, seed: int, stream_id: int) -> Iterator[int]:
+    """One random permutation of 0..size-1 after the other, without end."""
+    epoch = 0
+    while True:
+        yield from np.random.default_rng([seed, stream_id, epoch]).permutation(size).tolist()
+        epoch += 1
+
+
 def plan(
-    sizes: Sequence[tuple[int, int]], batch_size: int, seed: int, stream_id: int, aspect_grouping: bool = True
+    sizes: Sequence[tuple[int, int]],
+    batch_size: int,
+    seed: int,
+    stream_id: int,
+    aspect_grouping: bool = True,
+    order: Order | None = None,
 ) -> Iterator[Plan]:
-    """The endless order of global batches: one random permutation of all images after the other.
+    """The endless order of global batches.
 
     With aspect-ratio grouping a batch holds only landscape or only portrait images, to save padding. An image
     that waits for its bucket to fill stays there, over the end of an epoch too: none is ever left out.
@@ -66,19 +80,18 @@ def plan(
         seed: of the run.
         stream_id: so that the streams of a run differ.
         aspect_grouping: whether to group.
+        order: starts the endless sequence of indices, the same one each time; default: `permutations`.
     """
     upright = [int(aspect_grouping and height > width) for height, width in sizes]
     buckets: tuple[list[int], list[int]] = ([], [])
-    epoch = position = 0
-    while True:
-        for index in np.random.default_rng([seed, stream_id, epoch]).permutation(len(sizes)).tolist():
-            bucket = buckets[upright[index]]
-            bucket.append(index)
-            if len(bucket) == batch_size:
-                yield [(position + slot, i) for slot, i in enumerate(bucket)]
-                position += batch_size
-                bucket.clear()
-        epoch += 1
+    position = 0
+    for index in order() if order else permutations(len(sizes), seed, stream_id):
+        bucket = buckets[upright[index]]
+        bucket.append(index)
+        if len(bucket) == batch_size:
+            yield [(position + slot, i) for slot, i in enumerate(bucket)]
+            position += batch_size
+            bucket.clear()
 
 
 class Stream:
@@ -101,6 +114,7 @@ class Stream:
         rank: int = 0,
         world_size: int = 1,
         start: int = 0,
+        order: Order | None = None,
     ) -> None:
         """Nothing is read before the first batch is asked for.
 
@@ -116,6 +130,7 @@ class Stream:
             rank: this process.
             world_size: W.
             start: batches to pass over.
+            order: see `plan`; the sequence of all processes together.
 
         Raises:
             DataError: if there is no record, or W does not divide B.
@@ -127,7 +142,7 @@ class Stream:
         self.position = start
         self._sizes = [(r["height"], r["width"]) for r in records]
         self._work = _Work(records, mapper_fn, collate)
-        self._plan = partial(plan, self._sizes, batch_size, seed, stream_id, aspect_grouping)
+        self._plan = partial(plan, self._sizes, batch_size, seed, stream_id, aspect_grouping, order)
         share = batch_size // world_size
         self._slice = slice(rank * share, (rank + 1) * share)
         self._num_workers = num_workers

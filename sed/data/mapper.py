@@ -68,20 +68,20 @@ class Mapper:
         targets = _targets(record, image.shape[:2], flipped)
         if self.strong_labeled and position % 2:
             image = self.strong(image, rng)
-        return _to_tensor(image), targets
+        return to_tensor(image), targets
 
     def unlabeled(self, record: Record, position: int) -> tuple[Tensor, Tensor]:
         """The weak and the strong view of a record, both [3, h, w] uint8 of one geometry."""
         rng = np.random.default_rng([self.seed, UNLABELED, position])
         weak, _ = self._weak(record, rng)
-        return _to_tensor(weak), _to_tensor(self.strong(weak, rng))
+        return to_tensor(weak), to_tensor(self.strong(weak, rng))
 
     def test(self, record: Record) -> tuple[Tensor, ImageInfo]:
         """The resized image [3, h, w] uint8, nothing drawn at random."""
         image = resize_shortest(read_image(record), self.min_size[0], self.max_size)
         height, width = record["height"], record["width"]
         scale = (image.shape[1] / width, image.shape[0] / height)
-        return _to_tensor(image), ImageInfo(record["image_id"], scale, (height, width))
+        return to_tensor(image), ImageInfo(record["image_id"], scale, (height, width))
 
     def _weak(self, record: Record, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
         short = int(rng.integers(self.min_size[0], self.min_size[1] + 1))
@@ -105,9 +105,7 @@ def read_image(record: Record) -> np.ndarray:
         data = np.fromfile(path, np.uint8)
     except OSError as error:
         raise DataError(f"{path}: image cannot be read ({error.strerror or error})") from None
-    head, tail = data[:2].tobytes(), data[-64:].tobytes()
-    if head in _ENDINGS and _ENDINGS[head] not in tail:
-        _check_whole(path)
+    _check_end(path, data[:2].tobytes(), data[-64:].tobytes())
     wanted = (record["height"], record["width"])
     image = _decode(path, data, cv2.IMREAD_COLOR)
     if image.shape[:2] != wanted:
@@ -125,6 +123,23 @@ def _decode(path: str, data: np.ndarray, flags: int) -> np.ndarray:
     if image is None:
         raise DataError(f"{path}: not a readable image; repair or remove it")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+
+
+def check_file(path: str) -> None:
+    """Raise DataError if an image file is missing, or is a JPEG or PNG that was cut off; decodes only doubtful ones."""
+    try:
+        with open(path, "rb") as stream:
+            head = stream.read(2)
+            stream.seek(max(0, stream.seek(0, 2) - 64))
+            tail = stream.read()
+    except OSError as error:
+        raise DataError(f"{path}: image cannot be read ({error.strerror or error})") from None
+    _check_end(path, head, tail)
+
+
+def _check_end(path: str, head: bytes, tail: bytes) -> None:
+    if head in _ENDINGS and _ENDINGS[head] not in tail:
+        _check_whole(path)
 
 
 def _check_whole(path: str) -> None:
@@ -153,7 +168,7 @@ def _targets(record: Record, size: Size, flipped: bool) -> Targets:
     return Targets(torch.from_numpy(boxes[keep]), torch.from_numpy(classes[keep]))
 
 
-def _to_tensor(image: np.ndarray) -> Tensor:
+def to_tensor(image: np.ndarray) -> Tensor:
     """[h, w, 3] -> [3, h, w]; OpenCV's split is several times faster than a permuted copy."""
     planes = np.empty((3, *image.shape[:2]), np.uint8)
     cv2.split(image, list(planes))

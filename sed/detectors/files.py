@@ -29,6 +29,14 @@ def save_atomic(content: object, path: str | Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def save_text(text: str, path: str | Path) -> None:
+    """Write a text such that `path` has its old content or all of the new."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
 def read(path: str | Path) -> dict[str, Any]:
     """What a file holds, on the CPU. A file from someone else runs no code (`weights_only=True`).
 
@@ -54,3 +62,20 @@ def read(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected a dictionary, found {type(content).__name__}")
     return content
+
+
+def checkpoint_path(folder: str | Path, step: int) -> Path:
+    """The file of the state after `step` steps."""
+    return Path(folder) / f"checkpoint_{step:07d}.pth"
+
+
+def checkpoints(folder: str | Path) -> list[Path]:
+    """A run's full checkpoints, oldest first."""
+    return sorted(Path(folder).glob("checkpoint_*.pth"), key=lambda path: int(path.stem.rpartition("_")[2]))
+
+
+def prune(newest: Path, kept: int) -> None:
+    """Delete all full checkpoints beside `newest` but the `kept` newest ones (at least `newest` stays)."""
+    older = [other for other in checkpoints(newest.parent) if other != newest]
+    for old in older[: max(0, len(older) - max(kept, 1) + 1)]:
+        old.unlink()

@@ -14,18 +14,10 @@ from fvcore.common.config import CfgNode
 from sed.config import ConfigError
 from sed.core.structures import Images
 from sed.data.augmentation import StrongAugmentation
-from sed.data.catalog import (
-    Dataset,
-    Record,
-    check_disjoint,
-    check_same_classes,
-    load_datasets,
-    strip_annotations,
-    without_empty,
-)
+from sed.data.catalog import Dataset, Record, load_datasets
 from sed.data.loaders import Stream, collate_labeled, collate_unlabeled, test_loader
 from sed.data.mapper import LABELED, UNLABELED, ImageInfo, Mapper
-from sed.data.splits import split
+from sed.data.partition import Split, check_num_classes, partition
 from sed.detectors.base import Detector
 from sed.detectors.build import DetectorSpec, build_detector
 from sed.detectors.weights import load_pretrained
@@ -34,10 +26,7 @@ from sed.engine.launch import rank, world_size
 from sed.engine.solver import Clip, LearningRate, Precision, build_optimizer, lr_factor
 from sed.engine.trainer import LoopOptions, Trainer
 from sed.evaluation.coco import Results, evaluate
-from sed.methods.base import Method, Schedule
-from sed.methods.build import build_method
-from sed.methods.pseudo_label import PseudoLabelOptions
-from sed.methods.sed import SEDOptions
+from sed.methods.base import Method
 
 log = logging.getLogger(__name__)
 TestBatches = Callable[[], Iterator[tuple[Images, list[ImageInfo]]]]
@@ -78,37 +67,24 @@ def build_data(cfg: CfgNode) -> Data:
     """Read, split and check all data sets.
 
     Raises:
-        ConfigError: where the config asks for what cannot be.
-        DataError: where the data cannot be used.
+        ConfigError: for an empty DATASETS.TRAIN.
+        DataError: where the config asks for what cannot be, or the data cannot be used.
     """
     d, s, root = cfg.DATASETS, cfg.SEMI, cfg.DATASETS.IMAGE_ROOT
-    wants_split = s.LABELED_PERCENT > 0 or s.LABELED_COUNT > 0
-    if d.UNLABELED and wants_split:
-        raise ConfigError(
-            "DATASETS.UNLABELED and a split (SEMI.LABELED_PERCENT or SEMI.LABELED_COUNT) exclude each other; "
-            "set one of them"
-        )
     if not d.TRAIN:
         raise ConfigError("DATASETS.TRAIN is empty: set it to the name or the COCO json of the labelled images")
-    train = load_datasets(d.TRAIN, root)
-    labeled, unlabeled = train.records, []
-    if wants_split:
-        labeled, unlabeled = split(labeled, s.LABELED_PERCENT, s.LABELED_COUNT, s.FOLD)
-    elif d.UNLABELED and s.METHOD != "supervised":
-        unlabeled = strip_annotations(load_datasets(d.UNLABELED, root, labeled=False).records)
-    if not unlabeled and s.METHOD != "supervised":
-        raise ConfigError(
-            f"SEMI.METHOD is {s.METHOD}, but there is no unlabelled image: set DATASETS.UNLABELED, or split "
-            "DATASETS.TRAIN by SEMI.LABELED_PERCENT or SEMI.LABELED_COUNT, or set SEMI.METHOD supervised"
-        )
-    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-        labeled = without_empty(labeled, train.name)
-    _check_classes(cfg, train)
-    test = build_test_set(cfg) if d.TEST else None
-    if test is not None:
-        check_same_classes(train, test)
-    check_disjoint(labeled, unlabeled, test.records if test else [])
-    return Data(Dataset(train.name, labeled, train.classes, train.category_ids), unlabeled, test)
+    key, num_classes = _num_classes(cfg)
+    parts = partition(
+        lambda: load_datasets(d.TRAIN, root),
+        (lambda: load_datasets(d.UNLABELED, root, labeled=False)) if d.UNLABELED else None,
+        lambda: [build_test_set(cfg)] if d.TEST else [],
+        divide=Split(s.LABELED_PERCENT, s.LABELED_COUNT, s.FOLD),
+        method=s.METHOD,
+        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        num_classes=num_classes,
+        classes_key=key,
+    )
+    return Data(parts.labeled, parts.unlabeled, parts.tests[0] if parts.tests else None)
 
 
 def build_test_set(cfg: CfgNode) -> Dataset:
@@ -116,18 +92,15 @@ def build_test_set(cfg: CfgNode) -> Dataset:
     if not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST is empty: set it to the name or the COCO json of the images to evaluate on")
     test = load_datasets(cfg.DATASETS.TEST, cfg.DATASETS.IMAGE_ROOT)
-    _check_classes(cfg, test)
+    key, num_classes = _num_classes(cfg)
+    check_num_classes(test, num_classes, key)
     return test
 
 
-def _check_classes(cfg: CfgNode, dataset: Dataset) -> None:
+def _num_classes(cfg: CfgNode) -> tuple[str, int]:
+    """The key of K and its value."""
     part = "RETINANET" if cfg.MODEL.META_ARCHITECTURE.endswith("RetinaNet") else "ROI_HEADS"
-    wanted = cfg.MODEL[part].NUM_CLASSES
-    if wanted != len(dataset.classes):
-        raise ConfigError(
-            f"MODEL.{part}.NUM_CLASSES is {wanted}, but {dataset.name} has {len(dataset.classes)} categories "
-            f"({', '.join(dataset.classes[:10])}); set it to {len(dataset.classes)}"
-        )
+    return f"MODEL.{part}.NUM_CLASSES", cfg.MODEL[part].NUM_CLASSES
 
 
 def build_streams(cfg: CfgNode, data: Data, divisor: int) -> tuple[Stream, Stream | None]:
@@ -242,35 +215,6 @@ def build_student(cfg: CfgNode, weights: str) -> Detector:
     else:
         load_pretrained(detector, weights, cfg.MODEL.RESNETS.DEPTH)
     return detector
-
-
-def build_method_of(cfg: CfgNode, student: Detector) -> Method:
-    """The method of SEMI.METHOD around `student`."""
-    s, e, r, p = cfg.SEMI, cfg.SED, cfg.SED.REWEIGHT, cfg.PSEUDO_LABEL
-    drops = cfg.SOLVER.STEPS if cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupMultiStepLR" else ()
-    schedule = Schedule(
-        burn_in=s.BURN_IN,
-        max_iter=cfg.SOLVER.MAX_ITER,
-        first_drop=min(drops, default=cfg.SOLVER.MAX_ITER),
-        ramp_steps=s.RAMP_STEPS,
-        ema_policy=s.EMA.POLICY,
-        ema_start=s.EMA.START,
-        ema_end=s.EMA.END,
-    )
-    sed = SEDOptions(
-        lambda_scale=e.LAMBDA_SCALE,
-        lambda_distill=e.LAMBDA_DISTILL,
-        scale_target=e.SCALE_TARGET,
-        scale_source=e.SCALE_SOURCE,
-        max_scale=e.MAX_SCALE,
-        regions_per_view=e.REGIONS_PER_VIEW,
-        reweight=r.KIND,
-        bins=r.BINS,
-        ohem_fraction=r.OHEM_FRACTION,
-        focal_gamma=r.FOCAL_GAMMA,
-    )
-    pseudo = PseudoLabelOptions(threshold=p.THRESHOLD, weight=p.WEIGHT, box_loss=p.BOX_LOSS)
-    return build_method(s.METHOD, student, schedule, sed, pseudo)
 
 
 # ---------------------------------------------------------------------------------------------- trainer

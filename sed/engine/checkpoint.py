@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sed.detectors.base import Detector
-from sed.detectors.files import CheckpointError, read, save_atomic
+from sed.detectors.files import CheckpointError, checkpoint_path, prune, read, save_atomic
 from sed.methods.base import Method
 
 FORMAT = 1
@@ -24,23 +24,11 @@ _PREFIXES = {"student": "student.", "teacher": "teacher.module."}  # names withi
 
 
 # ---------------------------------------------------------------------------------------------- files
-def checkpoint_path(folder: str | Path, step: int) -> Path:
-    """The file of the state after `step` steps."""
-    return Path(folder) / f"checkpoint_{step:07d}.pth"
-
-
-def checkpoints(folder: str | Path) -> list[Path]:
-    """A run's full checkpoints, oldest first."""
-    return sorted(Path(folder).glob("checkpoint_*.pth"), key=lambda path: int(path.stem.rpartition("_")[2]))
-
-
 def save(state: dict[str, Any], folder: str | Path, step: int, kept: int) -> Path:
     """Write a full checkpoint and delete all but the `kept` newest ones (at least this one stays)."""
     path = checkpoint_path(folder, step)
     save_atomic({"format": FORMAT, "step": step, **state}, path)
-    older = [other for other in checkpoints(folder) if other != path]
-    for old in older[: max(0, len(older) - max(kept, 1) + 1)]:
-        old.unlink()
+    prune(path, kept)
     return path
 
 

@@ -1,128 +1,73 @@
-"""Trained detectors and bare image files: what `tools/predict.py` and `tools/visualize.py` stand on."""
+"""What the entry scripts ask of the native engine: trained detectors, data and training views."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
 
-import torch
 from fvcore.common.config import CfgNode
-from torch import Tensor
 
-from sed.core.structures import Images
-from sed.data.catalog import Record, image_record, list_images
-from sed.data.errors import DataError
-from sed.data.loaders import collate_test
-from sed.data.mapper import ImageInfo, Mapper
+from sed.core.structures import LabeledBatch
+from sed.data.catalog import Dataset, load_datasets
+from sed.data.mapper import Mapper
 from sed.detectors.base import Detector
 from sed.engine import build, checkpoint
+from sed.evaluation.files import trained_weights
+from sed.evaluation.pictures import Painter, paint_boxes
 
 _PRETRAINED = ("coco",)  # names that are whole detectors
 
 
-def load_detector(cfg: CfgNode, weights: str, device: torch.device) -> Detector:
-    """The config's detector with trained weights, in eval mode.
+def load_detector(cfg: CfgNode, weights: str) -> Detector:
+    """The config's detector with trained weights, in eval mode, on MODEL.DEVICE.
 
     Args:
         cfg: MODEL and TEST are read.
         weights: a plain file, a full checkpoint (its teacher) or "coco"; "" is OUTPUT_DIR's model_best.pth,
             or model_final.pth where there is no best one.
-        device: where it shall be.
 
     Raises:
         CheckpointError: no such file, or one that does not fit.
+        DataError: "" where OUTPUT_DIR holds neither.
     """
-    if not weights:
-        folder = Path(cfg.OUTPUT_DIR)
-        names = ("model_best.pth", "model_final.pth")
-        found = [folder / name for name in names if (folder / name).is_file()]
-        if not found:
-            raise checkpoint.CheckpointError(
-                f"no weights: {folder} holds no {' or '.join(names)}; train first, or give --weights"
-            )
-        weights = str(found[0])
+    device = build.resolve_device(cfg.MODEL.DEVICE)
+    weights = weights or trained_weights(cfg.OUTPUT_DIR)
     detector = build.build_student(cfg, weights if weights in _PRETRAINED else "")
     if weights not in _PRETRAINED:
         checkpoint.load_weights(detector, weights)
     return detector.to(device).eval()
 
 
-def find_images(inputs: Sequence[str]) -> tuple[Path, list[Path]]:
-    """The image files of folders (at any depth) and single files, each once, and the folder they are all below.
+def test_mapper(cfg: CfgNode) -> Mapper:
+    """What reads and resizes test images."""
+    size = cfg.INPUT.MIN_SIZE_TEST
+    return Mapper((size, size), cfg.INPUT.MAX_SIZE_TEST, flip=False)
 
-    Raises:
-        DataError: for something that does not exist, or a folder without images.
+
+test_mapper.__test__ = False  # type: ignore[attr-defined]  # not a pytest function
+
+
+def train_set(cfg: CfgNode) -> Dataset:
+    """DATASETS.TRAIN as it is annotated."""
+    return load_datasets(cfg.DATASETS.TRAIN, cfg.DATASETS.IMAGE_ROOT)
+
+
+def view_streams(cfg: CfgNode) -> tuple[Dataset, Iterator[LabeledBatch], Iterator[LabeledBatch]]:
+    """The labelled stream of a training run twice, without and with strong views: both have the same geometry.
+
+    Returns:
+        The labelled set; endless batches of weak views; the same batches, every second image as its strong view. Sides
+        are padded so that all half sizes of SED.MAX_SCALE fit.
     """
-    files: list[Path] = []
-    for item in map(Path, inputs):
-        if not item.exists():
-            raise DataError(f"{item}: no such file or folder; expected images or folders of images")
-        files += list_images(item) if item.is_dir() else [item]
-    roots = [item if item.is_dir() else item.parent for item in map(Path, inputs)]
-    root = roots[0]
-    if any(other != root for other in roots):
-        resolved = [other.resolve() for other in roots]
-        root = next(p for p in (resolved[0], *resolved[0].parents) if all(o.is_relative_to(p) for o in resolved))
-        files = [file.resolve() for file in files]
-    return root, list(dict.fromkeys(files))
+    cfg = cfg.clone()
+    cfg.SEMI.METHOD, cfg.DATASETS.TEST = "supervised", ()  # no other data is needed
+    data = build.build_data(cfg)
+    streams = []
+    for choice in (False, True):
+        cfg.SEMI.STRONG_LABELED = choice
+        streams.append(build.build_streams(cfg, data, 2**cfg.SED.MAX_SCALE)[0])
+    return data.labeled, *streams
 
 
-def number_images(files: Sequence[Path]) -> list[int]:
-    """Image ids: the files' own numbers where all names are different numbers (as COCO's are), else 1, 2, ..."""
-    stems = [file.stem for file in files]
-    if all(stem.isascii() and stem.isdigit() for stem in stems):
-        numbers = [int(stem) for stem in stems]
-        if len(set(numbers)) == len(numbers):
-            return numbers
-    return list(range(1, len(files) + 1))
-
-
-@dataclass
-class ImageFiles:
-    """Batches of test images from bare files, decoded by threads one batch ahead; iterate once.
-
-    Attributes:
-        files: image files.
-        ids: of the images, one a file.
-        mapper: resizes.
-        batch_size: images a batch.
-        skip_unreadable: leave out what cannot be read instead of raising DataError.
-        records: of all images that were given out.
-        skipped: why each of the others was left out.
-    """
-
-    files: Sequence[Path]
-    ids: Sequence[int]
-    mapper: Mapper
-    batch_size: int
-    skip_unreadable: bool = False
-
-    def __post_init__(self) -> None:
-        self.records: list[Record] = []
-        self.skipped: list[str] = []
-
-    def __iter__(self) -> Iterator[tuple[Images, list[ImageInfo]]]:
-        """Padded batches; the shape of `sed.data.loaders.test_loader`'s."""
-        jobs = list(zip(self.files, self.ids, strict=True))
-        chunks = [jobs[i : i + self.batch_size] for i in range(0, len(jobs), self.batch_size)]
-        with ThreadPoolExecutor(self.batch_size) as pool:
-            coming = pool.map(self._read, chunks[0]) if chunks else iter(())
-            for following in [*chunks[1:], []]:
-                now, coming = list(coming), pool.map(self._read, following)
-                good = [item for item in now if not isinstance(item, DataError)]
-                errors = [item for item in now if isinstance(item, DataError)]
-                if errors and not self.skip_unreadable:
-                    raise errors[0]
-                self.skipped += [str(error) for error in errors]
-                self.records += [record for record, _ in good]
-                if good:
-                    yield collate_test([sample for _, sample in good])
-
-    def _read(self, job: tuple[Path, int]) -> tuple[Record, tuple[Tensor, ImageInfo]] | DataError:
-        try:
-            record = image_record(*job)
-            return record, self.mapper.test(record)
-        except DataError as error:
-            return error
+def painter(dataset: Dataset) -> Painter:
+    """What draws the boxes of `dataset`: OpenCV."""
+    return paint_boxes

@@ -92,6 +92,7 @@ def _spawned(
 ) -> None:
     if not torch.cuda.is_available():  # share the cores
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_gpus))
+    os.environ["LOCAL_WORLD_SIZE"] = str(num_gpus)  # as torchrun has it
     _run(local_rank, main_fn, args, url, machine_rank * num_gpus + local_rank, world)
 
 

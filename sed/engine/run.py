@@ -17,9 +17,10 @@ from sed.data.splits import check_manifest, write_manifest
 from sed.engine import build, checkpoint
 from sed.engine.launch import rank, world_size
 from sed.engine.logging import setup_logging
-from sed.engine.output import claim_folder, draw_predictions, write_config, write_versions
 from sed.engine.select import select_engine
 from sed.evaluation.coco import Results, detect_all, format_table
+from sed.evaluation.output import claim_folder, draw_predictions, write_config, write_versions
+from sed.methods.build import method_from_keys
 from sed.methods.guards import Counters
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ def train(cfg: CfgNode, resume: bool = False) -> Counters:
         log.warning("DATASETS.TEST is empty: nothing is evaluated and no best teacher is kept")
     _seed(cfg.SEED)  # the same weights in every process
     student = build.build_student(cfg, cfg.MODEL.WEIGHTS if last is None else "")
-    method = build.build_method_of(cfg, student).to(device)
+    method = method_from_keys(cfg, student).to(device)
     trainer = build.build_trainer(cfg, method, data, device, folder)
     _seed(cfg.SEED * 1009 + rank())  # other random numbers in every process
     if last is not None:

@@ -1,11 +1,13 @@
 """Images with their ground truth or with detections drawn on them: of records, in the file's pixels, and of batches.
 
-Shape shorthand: pictures are [H, W, 3] uint8 RGB.
+Who draws the boxes is open: OpenCV here, Detectron2's `Visualizer` on its engine (`Painter`).
+
+Shape shorthand: pictures are [H, W, 3] uint8 RGB; D boxes (x0, y0, x1, y1) in pixels of the picture.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -17,17 +19,36 @@ from sed.data.mapper import read_image
 from sed.evaluation.visualize import PALETTE, draw_boxes
 
 Row = Mapping[str, Any]
+# (picture, boxes [D, 4], D contiguous classes, D scores or none, class names) -> a picture with the boxes on it
+Painter = Callable[[np.ndarray, np.ndarray, Sequence[int], Sequence[float], Sequence[str]], np.ndarray]
 _GREY = 225
 
 
-def draw_truth(record: Record, classes: Sequence[str], min_side: int = 0) -> np.ndarray:
+def paint_boxes(
+    image: np.ndarray,
+    corners: np.ndarray,
+    categories: Sequence[int],
+    scores: Sequence[float],
+    classes: Sequence[str],
+) -> np.ndarray:
+    """The `Painter` that needs nothing but OpenCV; a class has the same colour in every picture."""
+    colors = [PALETTE[c % len(PALETTE)] for c in categories]
+    return draw_boxes(image, corners, [classes[c] for c in categories], scores, colors)
+
+
+def draw_truth(record: Record, classes: Sequence[str], min_side: int = 0, paint: Painter = paint_boxes) -> np.ndarray:
     """The image with its annotations; crowds are left out, as in training. See `draw_found`."""
     rows = [a for a in record.get("annotations", ()) if not a["iscrowd"]]
-    return _draw(record, [a["bbox"] for a in rows], [a["category_id"] for a in rows], [], classes, min_side)
+    return _draw(record, [a["bbox"] for a in rows], [a["category_id"] for a in rows], [], classes, min_side, paint)
 
 
 def draw_found(
-    record: Record, rows: Iterable[Row], classes: Sequence[str], threshold: float, min_side: int = 0
+    record: Record,
+    rows: Iterable[Row],
+    classes: Sequence[str],
+    threshold: float,
+    min_side: int = 0,
+    paint: Painter = paint_boxes,
 ) -> np.ndarray:
     """The image with detections.
 
@@ -38,14 +59,21 @@ def draw_found(
         threshold: detections below this score are left out.
         min_side: a picture whose longer side is shorter is first enlarged by a whole factor, so that lines
             and labels stay fine on small images.
+        paint: who draws.
     """
     kept = [r for r in rows if r["image_id"] == record["image_id"] and r["score"] >= threshold]
     scores = [r["score"] for r in kept]
-    return _draw(record, [r["bbox"] for r in kept], [r["category"] for r in kept], scores, classes, min_side)
+    return _draw(record, [r["bbox"] for r in kept], [r["category"] for r in kept], scores, classes, min_side, paint)
 
 
 def draw_view(
-    images: Images, i: int, targets: Targets, classes: Sequence[str], min_side: int = 0, frame: Size | None = None
+    images: Images,
+    i: int,
+    targets: Targets,
+    classes: Sequence[str],
+    min_side: int = 0,
+    frame: Size | None = None,
+    paint: Painter = paint_boxes,
 ) -> np.ndarray:
     """Image i of a batch, without its padding, with boxes in the batch's own frame.
 
@@ -57,12 +85,13 @@ def draw_view(
         min_side: see `draw_found`; the side of `frame` counts where one is given.
         frame: (height, width) of a grey ground on which the image lies at the top left, so that a small view is seen
             at its size relative to the full one.
+        paint: who draws.
     """
     height, width = images.sizes[i]
     image = images.tensor[i, :, :height, :width].permute(1, 2, 0).round().byte().numpy()  # [h, w, 3]
     ground = np.full((*(frame or (height, width)), 3), _GREY, np.uint8)
     ground[:height, :width] = image
-    return _boxes_on(ground, targets.boxes.numpy(), targets.classes.tolist(), [], classes, min_side)
+    return _boxes_on(ground, targets.boxes.numpy(), targets.classes.tolist(), [], classes, min_side, paint)
 
 
 def _draw(
@@ -72,10 +101,11 @@ def _draw(
     scores: Sequence[float],
     classes: Sequence[str],
     min_side: int,
+    paint: Painter,
 ) -> np.ndarray:
     corners = np.array(boxes, np.float64).reshape(-1, 4)
     corners[:, 2:] += corners[:, :2]  # xywh -> xyxy
-    return _boxes_on(read_image(record), corners, categories, scores, classes, min_side)
+    return _boxes_on(read_image(record), corners, categories, scores, classes, min_side, paint)
 
 
 def _boxes_on(
@@ -85,9 +115,9 @@ def _boxes_on(
     scores: Sequence[float],
     classes: Sequence[str],
     min_side: int,
+    paint: Painter,
 ) -> np.ndarray:
     zoom = max(1, -(-min_side // max(image.shape[:2])))
     if zoom > 1:
         image = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_LINEAR)
-    colors = [PALETTE[c % len(PALETTE)] for c in categories]
-    return draw_boxes(image, corners * zoom, [classes[c] for c in categories], scores, colors)
+    return paint(image, corners * zoom, categories, scores, classes)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from sed.detectors.base import Detector
 from sed.methods.base import Method, Schedule
 from sed.methods.pseudo_label import PseudoLabel, PseudoLabelOptions
@@ -24,3 +27,38 @@ def build_method(
     if name == "pseudo_label":
         return PseudoLabel(student, schedule, pseudo_label or PseudoLabelOptions())
     raise ValueError(f"unknown method {name!r}: expected supervised, sed or pseudo_label")
+
+
+def method_from_keys(config: Mapping[str, Any], student: Detector) -> Method:
+    """The method that the keys of both engines' configs describe.
+
+    Args:
+        config: the sections SEMI, SED, PSEUDO_LABEL and SOLVER (`sed.config` lists their keys) as mappings.
+        student: the detector that is trained.
+    """
+    semi, sed, solver, pseudo = (config[section] for section in ("SEMI", "SED", "SOLVER", "PSEUDO_LABEL"))
+    drops = solver["STEPS"] if solver["LR_SCHEDULER_NAME"] == "WarmupMultiStepLR" else ()
+    schedule = Schedule(
+        burn_in=semi["BURN_IN"],
+        max_iter=solver["MAX_ITER"],
+        first_drop=min(drops, default=solver["MAX_ITER"]),
+        ramp_steps=semi["RAMP_STEPS"],
+        ema_policy=semi["EMA"]["POLICY"],
+        ema_start=semi["EMA"]["START"],
+        ema_end=semi["EMA"]["END"],
+    )
+    options = SEDOptions(
+        lambda_scale=sed["LAMBDA_SCALE"],
+        lambda_distill=sed["LAMBDA_DISTILL"],
+        scale_target=sed["SCALE_TARGET"],
+        scale_source=sed["SCALE_SOURCE"],
+        max_scale=sed["MAX_SCALE"],
+        regions_per_view=sed["REGIONS_PER_VIEW"],
+        reweight=sed["REWEIGHT"]["KIND"],
+        bins=sed["REWEIGHT"]["BINS"],
+        over_processes=sed["REWEIGHT"]["OVER_PROCESSES"],
+        ohem_fraction=sed["REWEIGHT"]["OHEM_FRACTION"],
+        focal_gamma=sed["REWEIGHT"]["FOCAL_GAMMA"],
+    )
+    labels = PseudoLabelOptions(threshold=pseudo["THRESHOLD"], weight=pseudo["WEIGHT"], box_loss=pseudo["BOX_LOSS"])
+    return build_method(semi["METHOD"], student, schedule, options, labels)

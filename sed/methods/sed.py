@@ -37,6 +37,7 @@ class SEDOptions:
         regions_per_view: proposals of each view for the region terms.
         reweight: "histogram" (Eq. 5), "none", "ohem" or "focal".
         bins: M of Eq. 5.
+        over_processes: whether Eq. 5 counts the samples of all processes together.
         ohem_fraction: share of the samples that OHEM keeps.
         focal_gamma: exponent of the focal modulation.
     """
@@ -49,6 +50,7 @@ class SEDOptions:
     regions_per_view: int = 256
     reweight: str = "histogram"
     bins: int = 10
+    over_processes: bool = False
     ohem_fraction: float = 0.1
     focal_gamma: float = 2.0
 
@@ -75,6 +77,7 @@ class SED(Method):
             bins=options.bins,
             ohem_fraction=options.ohem_fraction,
             focal_gamma=options.focal_gamma,
+            over_processes=options.over_processes,
         )
 
     def forward(self, labeled: LabeledBatch, unlabeled: UnlabeledBatch | None, step: int) -> dict[str, Tensor]:

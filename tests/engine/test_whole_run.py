@@ -18,7 +18,7 @@ from sed.config import ConfigError, load_config
 from sed.data.errors import DataError
 from sed.engine import checkpoint
 from sed.engine.build import build_student
-from sed.engine.output import OutputError
+from sed.evaluation.output import OutputError
 from sed.engine.run import evaluate_only, train
 from tests.reference.training import same
 
@@ -206,11 +206,11 @@ def test_command_line_tells_errors_in_one_line(straight, data):
     [
         (
             {"MODEL.ROI_HEADS.NUM_CLASSES": 5},
-            ConfigError,
+            DataError,
             r"NUM_CLASSES is 5, but .*train.json has 2 categories .*set it to 2",
         ),
-        ({"SEMI.LABELED_COUNT": 0}, ConfigError, "there is no unlabelled image: set DATASETS.UNLABELED"),
-        ({"DATASETS.UNLABELED": "['somewhere']"}, ConfigError, "exclude each other"),
+        ({"SEMI.LABELED_COUNT": 0}, DataError, "there is no unlabelled image: set DATASETS.UNLABELED"),
+        ({"DATASETS.UNLABELED": "['somewhere']"}, DataError, "exclude each other"),
         ({"DATASETS.TRAIN": "[]"}, ConfigError, "DATASETS.TRAIN is empty"),
         ({"MODEL.ANCHOR_GENERATOR.SIZES": "[[8],[16]]"}, ConfigError, "2 lists; this backbone has"),
         ({"MODEL.BACKBONE.NAME": "vgg"}, ConfigError, "MODEL.BACKBONE.NAME is 'vgg'"),

@@ -1,15 +1,23 @@
-"""A tiny digits set, and a detector with fresh weights whose lowest scores count too."""
+"""A tiny digits set, and a detector of each engine with fresh weights whose lowest scores count too."""
 
 import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
-from sed.config import load_config
 from sed.data.digits import make_digits
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))  # as `python tools/predict.py` has it
 
 CONFIG = "configs/quickstart.yaml"
 OPTS = ["MODEL.DEVICE", "cpu", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "TEST.IMS_PER_BATCH", "2"]
 OPTS += ["TEST.DETECTIONS_PER_IMAGE", "5"]
+NEEDS_DETECTRON2 = pytest.mark.skipif(
+    find_spec("detectron2") is None,
+    reason="needs Detectron2 (https://detectron2.readthedocs.io/tutorials/install.html)",
+)
 
 
 @pytest.fixture(scope="session")
@@ -26,15 +34,36 @@ def data_opts(digits):
     ]
 
 
+@pytest.fixture(scope="session", params=["torchvision", pytest.param("detectron2", marks=NEEDS_DETECTRON2)])
+def engine(request):
+    return request.param
+
+
 @pytest.fixture(scope="session")
-def weights(tmp_path_factory, data_opts):
-    """A plain weights file of the quick start's detector, untrained."""
+def opts(engine, data_opts):
+    """Overrides for the quick start's config: a small detector of the engine, on the tiny set."""
+    return [*OPTS, *data_opts, "ENGINE", engine]
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory, engine, opts):
+    """The weights that a run leaves of the quick start's detector, untrained."""
     import torch
 
-    from sed.engine import build, checkpoint
-
     torch.manual_seed(0)
-    detector = build.build_student(load_config(CONFIG, [*OPTS, *data_opts]), "")
-    path = tmp_path_factory.mktemp("weights") / "model_final.pth"
-    checkpoint.save_atomic(checkpoint.plain_weights(detector), path)
+    path = tmp_path_factory.mktemp(engine) / "model_final.pth"
+    if engine == "detectron2":
+        from detectron2.modeling import build_model
+
+        import sed.d2
+        from sed.d2.checkpoint import export
+
+        cfg = sed.d2.load_config(CONFIG, opts)
+        export(build_model(cfg), path, cfg)
+    else:
+        from sed.config import load_config
+        from sed.engine import build, checkpoint
+
+        detector = build.build_student(load_config(CONFIG, opts), "")
+        checkpoint.save_atomic(checkpoint.plain_weights(detector), path)
     return os.fspath(path)

@@ -1,17 +1,21 @@
-"""tools/predict.py: a folder of images in, COCO json out."""
+"""tools/predict.py on each engine: a folder of images in, COCO json out."""
 
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import cv2
+import engines
 import pytest
 
+from sed.data.catalog import image_record
 from sed.data.coco import load_coco
-from sed.engine.inference import find_images, number_images
+from sed.evaluation.files import find_images, number_images
 from tools import predict
 
 CONFIG = "configs/quickstart.yaml"
-OPTS = ["MODEL.DEVICE", "cpu", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "TEST.IMS_PER_BATCH", "2"]
 
 
 @pytest.fixture
@@ -24,25 +28,29 @@ def photos(tmp_path, digits):
 
 
 @pytest.fixture
-def run(tmp_path, weights, data_opts):
-    def call(*flags, inputs):
+def run(tmp_path, weights, opts):
+    def call(*flags, inputs, more=()):
         output = tmp_path / "out" / "found.json"
         words = ["--config-file", CONFIG, "--weights", weights, "--input", *map(str, inputs)]
-        predict.main([*words, "--output", str(output), "--score-threshold", "0", *flags, *OPTS, *data_opts])
+        predict.main([*words, "--output", str(output), "--score-threshold", "0", *flags, *opts, *more])
         return json.loads(output.read_text())
 
     return call
 
 
-def test_boxes_are_in_the_pixels_of_the_file(run, photos):
-    image = cv2.imread(str(photos / "a.png"))
-    large = cv2.resize(image, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
-    cv2.imwrite(str(photos / "a_large.png"), large)  # its mean over 2 x 2 is the first image again
+def test_boxes_are_in_the_pixels_of_the_file(run, photos, opts):
+    image = cv2.resize(cv2.imread(str(photos / "a.png")), (256, 256), interpolation=cv2.INTER_CUBIC)
+    cv2.imwrite(str(photos / "large.png"), image)
+    driver = engines.pick(CONFIG, opts)
+    mapper = driver.test_mapper(driver.load_config(CONFIG, opts))
+    pixels, _ = mapper.test(image_record(photos / "large.png", 0))
+    assert pixels.shape == (3, 128, 128)
+    cv2.imwrite(str(photos / "seen.png"), pixels.numpy()[::-1].transpose(1, 2, 0))  # what the network sees of it
     rows = run(inputs=[photos])
-    boxes = {name: [r["bbox"] for r in rows if r["file_name"] == name] for name in ("a.png", "a_large.png")}
-    assert len(boxes["a.png"]) >= 3
-    doubled = [[2 * v for v in box] for box in boxes["a.png"]]
-    assert boxes["a_large.png"] == [pytest.approx(box, abs=0.02) for box in doubled]
+    boxes = {name: [r["bbox"] for r in rows if r["file_name"] == name] for name in ("seen.png", "large.png")}
+    assert len(boxes["seen.png"]) >= 3
+    doubled = [[2 * v for v in box] for box in boxes["seen.png"]]
+    assert boxes["large.png"] == [pytest.approx(box, abs=0.02) for box in doubled]
 
 
 def test_results_name_image_and_category(run, photos):
@@ -80,16 +88,18 @@ def test_an_unreadable_image_is_named_or_counted(run, photos, caplog):
     assert {r["file_name"] for r in rows} == {"a.png", "b.png", "deep/c.png"}
 
 
-def test_bad_input_is_one_clear_line(run, photos, tmp_path, data_opts):
+def test_bad_input_is_one_clear_line(run, photos, tmp_path, opts):
     with pytest.raises(SystemExit, match="nowhere: no such file or folder"):
         run(inputs=[tmp_path / "nowhere"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(SystemExit, match="no image in this folder"):
         run(inputs=[tmp_path / "empty"])
-    words = ["--config-file", CONFIG, "--input", str(photos), "--output", str(tmp_path / "x.json"), *data_opts]
+    words = ["--config-file", CONFIG, "--input", str(photos), "--output", str(tmp_path / "x.json"), *opts]
     with pytest.raises(SystemExit, match=r"holds no model_best\.pth"):
         predict.main([*words, "OUTPUT_DIR", str(tmp_path / "empty")])
-    with pytest.raises(SystemExit, match=r"lost\.pth: no such file"):
+    with pytest.raises(SystemExit, match="no such config file"):
+        predict.main(["--config-file", "lost.yaml", *words[2:]])
+    with pytest.raises(SystemExit, match=r"lost\.pth: (no such file|cannot be had)"):
         predict.main([*words[:2], "--weights", "lost.pth", *words[2:]])
 
 
@@ -106,3 +116,17 @@ def test_numbered_files_keep_their_numbers(tmp_path):
     assert number_images([tmp_path / "000000000139.jpg", tmp_path / "000000000285.jpg"]) == [139, 285]
     assert number_images([tmp_path / "139.jpg", tmp_path / "deep/0139.jpg"]) == [1, 2]
     assert number_images([tmp_path / "139.jpg", tmp_path / "x.jpg"]) == [1, 2]
+
+
+def test_without_the_data_set_categories_are_numbers(run, photos, opts, caplog):
+    rows = run(inputs=[photos], more=["DATASETS.TEST", "lost.json"])
+    assert "category names are not known" in caplog.text
+    assert {r["category_id"] for r in rows} <= {1, 2, 3, 4, 5}
+
+
+@pytest.mark.slow
+def test_it_runs_as_a_script(photos, tmp_path, weights, opts):
+    output = tmp_path / "found.json"
+    words = ["--config-file", CONFIG, "--weights", weights, "--input", str(photos), "--output", str(output), *opts]
+    subprocess.run([sys.executable, "tools/predict.py", *words], check=True, cwd=Path(__file__).resolve().parents[2])
+    assert isinstance(json.loads(output.read_text()), list)

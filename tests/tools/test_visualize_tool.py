@@ -1,18 +1,20 @@
-"""tools/visualize.py: what it draws and that boxes lie in the right place in each view."""
+"""tools/visualize.py on each engine: what it draws and that boxes lie in the right place in each view.
+
+What Detectron2's `Visualizer` draws: tests/d2/test_d2_inference.py.
+"""
 
 import cv2
+import engines
 import numpy as np
 import pytest
 import torch
 
-from sed.config import load_config
 from sed.core.structures import Images, Targets
 from sed.evaluation.pictures import draw_found, draw_truth, draw_view
 from sed.evaluation.visualize import PALETTE
 from tools import visualize
 
 CONFIG = "configs/quickstart.yaml"
-OPTS = ["MODEL.DEVICE", "cpu", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"]
 
 
 def pixel(picture, x, y):
@@ -62,19 +64,18 @@ def test_a_small_view_is_seen_small():
     assert pixel(picture, 32, 18) == (225, 225, 225)
 
 
-def test_all_views_share_one_geometry(data_opts, monkeypatch):
+def test_all_views_share_one_geometry(opts, monkeypatch):
     seen = []
 
-    def note(images, i, targets, classes, min_side, frame=None):
+    def note(images, i, targets, classes, min_side, frame=None, paint=None):
         height, width = images.sizes[i]
         seen.append((images.tensor[i, :, :height, :width].float(), targets))
         return np.zeros((2, 2, 3), np.uint8)
 
     monkeypatch.setattr(visualize, "draw_view", note)
-    cfg = load_config(
-        CONFIG, [*OPTS, *data_opts, "INPUT.MIN_SIZE_TRAIN", "(80, 120)", "INPUT.RANDOM_FLIP", "horizontal"]
-    )
-    rows = list(visualize.views(cfg, 5))
+    driver = engines.pick(CONFIG, opts)
+    cfg = driver.load_config(CONFIG, [*opts, "INPUT.MIN_SIZE_TRAIN", "(80, 120)", "INPUT.RANDOM_FLIP", "horizontal"])
+    rows = list(visualize.views(driver, cfg, 5))
     assert [len(row) for row in rows] == [3] * 5
     assert "small view, 1 / 2" in rows[0][2][1]
     for (weak, a), (strong, b), (small, c) in zip(seen[::3], seen[1::3], seen[2::3], strict=True):
@@ -87,30 +88,30 @@ def test_all_views_share_one_geometry(data_opts, monkeypatch):
         assert torch.allclose(small[:, : want.shape[1], : want.shape[2]], want, atol=1e-3)
 
 
-def test_truth_and_views_are_written(tmp_path, data_opts):
+def test_truth_and_views_are_written(tmp_path, opts):
     for mode, kinds in (("ground_truth", ["truth"]), ("views", ["weak_view", "strong_view", "small_view"])):
         folder = tmp_path / mode
         words = ["--config-file", CONFIG, "--mode", mode, "--count", "3", "--output", str(folder)]
-        visualize.main([*words, *OPTS, *data_opts])
+        visualize.main([*words, *opts])
         names = {path.name for path in folder.iterdir()}
         assert names == {f"000{i}_{kind}.png" for i in range(3) for kind in kinds} | {"contact_sheet.png"}
         sheet = cv2.imread(str(folder / "contact_sheet.png"))
         assert sheet.std() > 10
 
 
-def test_predictions_are_drawn_beside_the_truth(tmp_path, data_opts, weights):
+def test_predictions_are_drawn_beside_the_truth(tmp_path, opts, weights):
     words = ["--config-file", CONFIG, "--mode", "predictions", "--weights", weights, "--score-threshold", "0"]
-    visualize.main([*words, "--count", "2", "--output", str(tmp_path), *OPTS, *data_opts])
+    visualize.main([*words, "--count", "2", "--output", str(tmp_path), *opts])
     assert {path.name for path in tmp_path.iterdir()} == {
         *("0000_truth.png", "0000_prediction.png", "0001_truth.png", "0001_prediction.png", "contact_sheet.png")
     }
 
 
-def test_bad_input_is_one_clear_line(tmp_path, data_opts):
+def test_bad_input_is_one_clear_line(tmp_path, opts):
     words = ["--config-file", CONFIG, "--output", str(tmp_path), "--mode"]
     with pytest.raises(SystemExit, match=r"holds no model_best\.pth"):
-        visualize.main([*words, "predictions", *data_opts, "OUTPUT_DIR", str(tmp_path)])
+        visualize.main([*words, "predictions", *opts, "OUTPUT_DIR", str(tmp_path)])
     with pytest.raises(SystemExit, match="at least 1"):
         visualize.main([*words, "views", "--count", "0"])
     with pytest.raises(SystemExit, match=r"nearest known one is SEMI\.FOLD"):
-        visualize.main([*words, "views", "SEMI.FOLDD", "1"])
+        visualize.main([*words, "views", *opts, "SEMI.FOLDD", "1"])

@@ -17,8 +17,8 @@ import yaml
 
 import sed
 from sed.data.catalog import Record
-from sed.engine.checkpoint import checkpoints
-from sed.evaluation.pictures import draw_found, draw_truth
+from sed.detectors.files import checkpoints, save_text
+from sed.evaluation.pictures import Painter, draw_found, draw_truth, paint_boxes
 from sed.evaluation.visualize import contact_sheet, write_png
 
 _PACKAGES = (
@@ -29,6 +29,7 @@ _PACKAGES = (
     "pycocotools",
     "fvcore",
     "tensorboard",
+    "detectron2",
 )
 _PICTURE_SIDE = 320  # pixels
 
@@ -64,7 +65,7 @@ def write_config(folder: Path, text: str) -> list[str]:
     path = folder / "config.yaml"
     before = _leaves(yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
     now = _leaves(yaml.safe_load(text))
-    _write(path, text)
+    save_text(text, path)
     return [f"{key}: {before[key]!r} -> {now[key]!r}" for key in now if key in before and before[key] != now[key]]
 
 
@@ -81,12 +82,16 @@ def write_versions(folder: Path, device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "command": sys.argv,
     }
-    _write(folder / "versions.json", json.dumps(content, indent=1))
+    save_text(json.dumps(content, indent=1), folder / "versions.json")
     return content
 
 
 def draw_predictions(
-    path: Path, found: Sequence[Mapping[str, Any]], records: Sequence[Record], classes: Sequence[str]
+    path: Path,
+    found: Sequence[Mapping[str, Any]],
+    records: Sequence[Record],
+    classes: Sequence[str],
+    paint: Painter = paint_boxes,
 ) -> None:
     """A contact sheet of `records`: ground truth above, detections with a score of at least 0.5 below.
 
@@ -95,16 +100,12 @@ def draw_predictions(
         found: detections, see `sed.evaluation.coco.detect_all`.
         records: the images; few.
         classes: names by contiguous class.
+        paint: who draws.
     """
-    truth = [(draw_truth(r, classes, _PICTURE_SIDE), f"truth {r['image_id']}") for r in records]
-    guess = [(draw_found(r, found, classes, 0.5, _PICTURE_SIDE), "teacher, score >= 0.5") for r in records]
+    side = _PICTURE_SIDE
+    truth = [(draw_truth(r, classes, side, paint), f"truth {r['image_id']}") for r in records]
+    guess = [(draw_found(r, found, classes, 0.5, side, paint), "teacher, score >= 0.5") for r in records]
     write_png(str(path), contact_sheet([truth, guess], cell=_PICTURE_SIDE))
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 def _leaves(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

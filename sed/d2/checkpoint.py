@@ -1,0 +1,167 @@
+"""Weights and checkpoints on Detectron2, read without running code and never silently ignored.
+
+Three kinds of file:
+
+    a Detectron2 file          model zoo (.pkl), or {"model": state_dict} (.pth): one detector
+    model_best.pth, _final     the teacher, as such a file, with what it expects of its input beside it
+    checkpoint_0001000.pth     everything a run needs to go on, after 1000 steps: student and teacher under "model"
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.utils.file_io import PathManager
+from torch import nn
+
+from sed.d2.config import preprocessing
+from sed.detectors.base import Detector
+from sed.detectors.files import CheckpointError, checkpoints, read, save_atomic
+from sed.detectors.weights import WeightsError
+
+PREFIXES = {"student": "method.student.", "teacher": "method.teacher.module."}
+# All that a pickle of arrays by name is made of
+_HARMLESS = {
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "scalar"),
+    ("collections", "OrderedDict"),
+    ("_codecs", "encode"),
+}
+
+
+def export(detector: Detector, path: Path, cfg: CfgNode, **more: Any) -> None:
+    """Write one detector as a plain Detectron2 checkpoint, atomically; `more` lies beside the weights."""
+    state = {name: tensor.detach().cpu().clone() for name, tensor in detector.plain_state_dict().items()}
+    save_atomic({"model": state, "preprocessing": preprocessing(cfg), **more}, path)
+
+
+def load_weights(detector: Detector, path: str, cfg: CfgNode, which: str = "teacher", *, whole: bool = True) -> None:
+    """Load a Detectron2 file, an exported one, or one model of a full checkpoint, into `detector`.
+
+    Args:
+        detector: changed in place.
+        path: local, or anything that Detectron2's PathManager finds (detectron2://, https://); "" does nothing.
+        cfg: what the detector was built from; compared with what an exported file was trained for.
+        which: "teacher" or "student" of a full checkpoint.
+        whole: every tensor of the detector must be there (to evaluate). Otherwise Detectron2's rule: what has
+            another shape (other classes) or is missing starts fresh, with a warning.
+
+    Raises:
+        CheckpointError: a file that cannot be read or would run code.
+        WeightsError: a file that cannot be had, or fits nothing, or not all where `whole`.
+    """
+    if path:
+        _DetectorCheckpointer(detector, cfg, which, whole).load(path)
+
+
+class SafeCheckpointer(DetectionCheckpointer):
+    """`DetectionCheckpointer` that runs no code of the files it reads."""
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        if filename.endswith(".pkl"):
+            with PathManager.open(filename, "rb") as stream:
+                _ArraysOnly(stream, filename).load()
+        return super()._load_file(filename)
+
+    def _torch_load(self, f: str) -> dict[str, Any]:
+        return read(f)
+
+
+class RunCheckpointer(SafeCheckpointer):
+    """The checkpoints of a run: its model is a `SemiSupervisedModel`, its `save_dir` OUTPUT_DIR."""
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """As `Checkpointer.save`, but the file is there whole or not at all."""
+        if not self.save_dir or not self.save_to_disk:
+            return
+        parts = {key: part.state_dict() for key, part in self.checkpointables.items()}
+        path = Path(self.save_dir) / f"{name}.pth"
+        self.logger.info("Saving checkpoint to %s", path)
+        save_atomic({"model": self.model.state_dict(), **parts, **kwargs}, path)
+        self.tag_last_checkpoint(path.name)
+
+    def has_checkpoint(self) -> bool:
+        """Whether the run has been saved."""
+        return bool(checkpoints(self.save_dir))
+
+    def get_checkpoint_file(self) -> str:
+        """The newest checkpoint of the run."""
+        return str(checkpoints(self.save_dir)[-1])
+
+    def _load_model(self, checkpoint: Mapping[str, Any]) -> Any:
+        own, found = self.model.state_dict(), checkpoint["model"]
+        wrong = [name for name in own if name not in found or own[name].shape != found[name].shape]
+        if wrong or len(found) != len(own):
+            raise CheckpointError(
+                f"{self.get_checkpoint_file()}: not a checkpoint of this run's model "
+                f"({len(wrong)} of {len(own)} tensors are missing or of another shape, first: {wrong[:1]}); resume "
+                "with the config it was written with, or set MODEL.WEIGHTS to it and start a new run"
+            )
+        return super()._load_model(checkpoint)
+
+
+class _DetectorCheckpointer(SafeCheckpointer):
+    """Loads into a single detector and says what did not fit."""
+
+    def __init__(self, detector: nn.Module, cfg: CfgNode, which: str, whole: bool) -> None:
+        super().__init__(detector, save_to_disk=False)
+        self.cfg, self.which, self.whole = cfg, which, whole
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        self.path = path
+        try:
+            return super().load(path, *args, **kwargs)
+        except (OSError, AssertionError) as error:  # no such file, or no network
+            raise WeightsError(
+                f"MODEL.WEIGHTS {path}: cannot be had ({error}); download it and set MODEL.WEIGHTS to the file"
+            ) from None
+        finally:
+            self._parsed_url_during_load = None
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        self._compare_preprocessing(checkpoint.pop("preprocessing", None))
+        model, prefix = checkpoint["model"], PREFIXES[self.which]
+        if any(name.startswith(prefix) for name in model):  # a full checkpoint of a run
+            model = {n.removeprefix(prefix): v for n, v in model.items() if n.startswith(prefix)}
+            checkpoint = {"model": model}
+        result = super()._load_model(checkpoint)
+        own = self.model.state_dict()
+        wrong = {*result.missing_keys, *(name for name, *_ in result.incorrect_shapes)}
+        if len(wrong) >= len(own) or (self.whole and wrong):
+            names = f"{sorted(own)[0]}, ..." if len(wrong) >= len(own) else ", ".join(sorted(wrong)[:3])
+            raise WeightsError(
+                f"{self.path}: does not fit this {type(self.model).__name__}: {len(wrong)} of {len(own)} tensors are "
+                f"missing or of another shape ({names}); it holds {', '.join(sorted(model)[:3])}, ... "
+                "Use the config that it was trained with"
+            )
+        return result
+
+    def _compare_preprocessing(self, theirs: Mapping[str, Any] | None) -> None:
+        mine = preprocessing(self.cfg)
+        other = [f"{key} {value!r} (here {mine[key]!r})" for key, value in (theirs or {}).items() if value != mine[key]]
+        if other:
+            raise WeightsError(f"{self.path} was trained with {', '.join(other)}; set these keys as there")
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Reads a pickle of arrays, numbers and text; anything else is refused before it runs."""
+
+    def __init__(self, stream: Any, name: str) -> None:
+        super().__init__(stream, encoding="latin1")
+        self.name = name
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _HARMLESS:
+            raise CheckpointError(
+                f"{self.name}: refused, it would run {module}.{name}; a model-zoo file holds arrays only"
+            )
+        return super().find_class(module, name)

@@ -1,0 +1,223 @@
+"""From a config to the data of a run on Detectron2: its catalog, samplers and mappers, our two streams and views.
+
+    data = build_data(cfg)
+    loader = build_train_loader(cfg, divisor, data=data)      # (labelled batch, unlabelled batch | None, step), ...
+    loader.seek(1000)                                         # resume: nothing but the step need be known
+
+Detectron2's samplers give the order of the images, as one sequence for all processes; batches are cut from it before
+they are divided among processes and workers (`sed.data.loaders`), so that the data of a step are a function of the
+config alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper
+from detectron2.data.samplers import RandomSubsetTrainingSampler, RepeatFactorTrainingSampler, TrainingSampler
+from detectron2.utils import comm
+
+from sed.config import ConfigError
+from sed.core.structures import LabeledBatch, UnlabeledBatch
+from sed.d2.catalog import dataset_of, datasets_of, evaluable
+from sed.d2.mapper import CHANNELS, ViewMapper
+from sed.data.augmentation import StrongAugmentation
+from sed.data.catalog import Dataset, Record
+from sed.data.loaders import Order, Stream, collate_labeled, collate_unlabeled
+from sed.data.mapper import LABELED, UNLABELED
+from sed.data.partition import Data, Split, check_num_classes, partition
+
+__all__ = [
+    "DualLoader",
+    "ViewMapper",
+    "build_data",
+    "build_test_sets",
+    "build_train_loader",
+    "dataset_of",
+    "datasets_of",
+]
+Batches = tuple[LabeledBatch, UnlabeledBatch | None, int]
+
+
+# ---------------------------------------------------------------------------------------------- data sets
+def build_data(cfg: CfgNode) -> Data:
+    """Read, split and check all data sets of `cfg`.
+
+    Raises:
+        ConfigError: for an empty DATASETS.TRAIN.
+        DataError: where the config asks for what cannot be, or the data cannot be used.
+    """
+    d, s, root = cfg.DATASETS, cfg.SEMI, cfg.DATASETS.IMAGE_ROOT
+    if not d.TRAIN:
+        raise ConfigError("DATASETS.TRAIN is empty: set it to the name or the COCO json of the labelled images")
+    key, num_classes = _num_classes(cfg)
+    return partition(
+        lambda: datasets_of(d.TRAIN, root),
+        (lambda: datasets_of(d.UNLABELED, root, labeled=False)) if d.UNLABELED else None,
+        lambda: build_test_sets(cfg),
+        divide=Split(s.LABELED_PERCENT, s.LABELED_COUNT, s.FOLD),
+        method=s.METHOD,
+        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        num_classes=num_classes,
+        classes_key=key,
+    )
+
+
+def build_test_sets(cfg: CfgNode) -> list[Dataset]:
+    """The sets of DATASETS.TEST, one each; Detectron2 knows them all by their names afterwards.
+
+    Raises:
+        DataError: if one cannot be used, or has another number of classes than the model.
+    """
+    key, num_classes = _num_classes(cfg)
+    tests = [evaluable(dataset_of(source, cfg.DATASETS.IMAGE_ROOT)) for source in cfg.DATASETS.TEST]
+    for test in tests:
+        check_num_classes(test, num_classes, key)
+    return tests
+
+
+def _num_classes(cfg: CfgNode) -> tuple[str, int]:
+    """The key of K and its value."""
+    part = "RETINANET" if cfg.MODEL.META_ARCHITECTURE.endswith("RetinaNet") else "ROI_HEADS"
+    return f"MODEL.{part}.NUM_CLASSES", cfg.MODEL[part].NUM_CLASSES
+
+
+# ---------------------------------------------------------------------------------------------- loader
+class DualLoader:
+    """An endless iterator over (labelled batch, unlabelled batch or None, step), both of this process.
+
+    Iterating over it again goes on where it stopped.
+
+    Attributes:
+        labeled: the labelled stream.
+        unlabeled: the unlabelled one; None where there is none.
+        burn_in: steps without unlabelled batch.
+        step: of the next batches; how many were given so far.
+        data: what the streams read, where that is known.
+    """
+
+    def __init__(self, labeled: Stream, unlabeled: Stream | None, burn_in: int, data: Data | None = None) -> None:
+        self.labeled, self.unlabeled, self.burn_in, self.data = labeled, unlabeled, burn_in, data
+        self.step = 0
+
+    def __iter__(self) -> Iterator[Batches]:
+        return self
+
+    def __next__(self) -> Batches:
+        """The batches of a step.
+
+        Raises:
+            DataError: for an image that cannot be used.
+        """
+        step = self.step
+        labeled = next(self.labeled)
+        unlabeled = next(self.unlabeled) if self.unlabeled and step >= self.burn_in else None
+        self.step += 1
+        return labeled, unlabeled, step
+
+    def seek(self, step: int) -> None:
+        """Go on with the batches of `step`, as if all before had been taken."""
+        self.step = step
+        self.labeled.seek(step)
+        if self.unlabeled:
+            self.unlabeled.seek(max(step - self.burn_in, 0))
+
+    def close(self) -> None:
+        """Stop the workers."""
+        self.labeled.close()
+        if self.unlabeled:
+            self.unlabeled.close()
+
+
+def build_train_loader(
+    cfg: CfgNode,
+    divisor: int,
+    mapper: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    data: Data | None = None,
+) -> DualLoader:
+    """The loader of this process.
+
+    Args:
+        cfg: the run.
+        divisor: what the sides of the batches must be multiples of; those of unlabelled ones, also at half size.
+        mapper: makes the weak view; default: `default_mapper(cfg)`.
+        data: default: `build_data(cfg)`.
+
+    Raises:
+        ConfigError: for a sampler or an image format that cannot be used here.
+        DataError: if the batches cannot be divided among the processes; see also `build_data`.
+    """
+    if cfg.INPUT.FORMAT not in CHANNELS:
+        raise ConfigError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}; it must be one of {', '.join(CHANNELS)}")
+    data = build_data(cfg) if data is None else data
+    seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()  # Detectron2's default: another one each time
+    views = ViewMapper(
+        default_mapper(cfg) if mapper is None else mapper,
+        cfg.INPUT.FORMAT,
+        strong=StrongAugmentation(fill=cfg.INPUT.CUTOUT_FILL),
+        strong_labeled=cfg.SEMI.STRONG_LABELED,
+        seed=seed,
+    )
+    stream = partial(
+        Stream,
+        seed=seed,
+        aspect_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        rank=comm.get_rank(),
+        world_size=comm.get_world_size(),
+    )
+    labeled = stream(
+        data.labeled.records,
+        views.labeled,
+        cfg.SEMI.IMS_PER_BATCH_LABELED,
+        stream_id=LABELED,
+        collate=partial(collate_labeled, divisor=divisor),
+        order=_labeled_order(cfg, data.labeled.records, _sampler_seed(seed, LABELED)),
+    )
+    unlabeled = None
+    if cfg.SEMI.METHOD != "supervised":
+        unlabeled = stream(
+            data.unlabeled,
+            views.unlabeled,
+            cfg.SEMI.IMS_PER_BATCH_UNLABELED,
+            stream_id=UNLABELED,
+            collate=partial(collate_unlabeled, divisor=divisor * 2**cfg.SED.MAX_SCALE),
+            order=TrainingSampler(len(data.unlabeled), seed=_sampler_seed(seed, UNLABELED))._infinite_indices,
+        )
+    return DualLoader(labeled, unlabeled, cfg.SEMI.BURN_IN, data)
+
+
+def default_mapper(cfg: CfgNode) -> DatasetMapper:
+    """Detectron2's own mapper for training, with its augmentations of `cfg.INPUT`; of boxes only."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.MASK_ON = cfg.MODEL.KEYPOINT_ON = cfg.MODEL.LOAD_PROPOSALS = False  # records hold boxes only
+    return DatasetMapper(cfg, is_train=True)
+
+
+def _labeled_order(cfg: CfgNode, records: list[Record], seed: int) -> Order:
+    """The sequence of DATALOADER.SAMPLER_TRAIN over all processes."""
+    d, name = cfg.DATALOADER, cfg.DATALOADER.SAMPLER_TRAIN
+    if name == "TrainingSampler":
+        sampler = TrainingSampler(len(records), seed=seed)
+    elif name == "RepeatFactorTrainingSampler":
+        count = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency
+        root = {} if d.get("REPEAT_SQRT") is None else {"sqrt": d.REPEAT_SQRT}  # 0.6 has no such key
+        sampler = RepeatFactorTrainingSampler(count(records, d.REPEAT_THRESHOLD, **root), seed=seed)
+    elif name == "RandomSubsetTrainingSampler":
+        ratio = d.RANDOM_SUBSET_RATIO
+        sampler = RandomSubsetTrainingSampler(len(records), ratio, seed_shuffle=seed, seed_subset=seed)
+    else:
+        raise ConfigError(
+            f"DATALOADER.SAMPLER_TRAIN is {name!r}; with two streams it must be one of TrainingSampler, "
+            "RepeatFactorTrainingSampler, RandomSubsetTrainingSampler"
+        )
+    return sampler._infinite_indices
+
+
+def _sampler_seed(seed: int, stream: int) -> int:
+    return int(np.random.SeedSequence([seed, stream]).generate_state(1)[0])

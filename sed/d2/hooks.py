@@ -1,0 +1,159 @@
+"""What `SemiSupervisedTrainer` does around Detectron2's step: the teacher, exact resume, its weights, the alarm."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.engine.train_loop import HookBase
+from detectron2.utils import comm
+from torch import Tensor
+
+from sed.d2.checkpoint import export
+from sed.data.rng import rng_state, set_rng_state
+from sed.detectors.files import checkpoint_path, prune, read
+from sed.methods.guards import Counters, watch_collapse
+
+log = logging.getLogger(__name__)
+METRIC_PERIOD = 20  # steps between two transfers of metrics to the host, as Detectron2's writers have it
+
+
+class TeacherUpdate(HookBase):
+    """Eq. 4 after every step."""
+
+    def after_step(self) -> None:
+        """Let the teacher follow."""
+        self.trainer.method.update_teacher(self.trainer.iter)
+
+
+class Checkpoints(HookBase):
+    """Saves every `period` steps and at the end as checkpoint_<steps done>.pth, and keeps the newest few.
+
+    It also holds what an exact resume needs beyond Detectron2's own state: every process's random numbers and
+    RetinaNet's running loss normaliser, which is no part of its state_dict. The loader needs none: its
+    position is the iteration.
+    """
+
+    def __init__(self, period: int, kept: int) -> None:
+        self.period, self.kept = period, kept
+        self._states: list[dict[str, Any]] = []
+
+    def before_train(self) -> None:
+        """Go on where the checkpoint was written."""
+        seek = getattr(self.trainer.data_loader, "seek", None)
+        if seek:
+            seek(self.trainer.start_iter)
+        elif self.trainer.start_iter:
+            log.warning("the data loader has no seek(step): resuming is not exact")
+        if not self._states:
+            return
+        if len(self._states) != comm.get_world_size():
+            log.warning(
+                "the checkpoint was written by %d processes, this run has %d: it goes on, but not bit for bit",
+                len(self._states),
+                comm.get_world_size(),
+            )
+            return
+        mine = self._states[comm.get_rank()]
+        set_rng_state(mine["rng"])
+        modules = dict(self.trainer.method.student.named_modules())
+        for name, value in mine["loss_normalizer"].items():
+            modules[name].loss_normalizer = value
+
+    def after_step(self) -> None:
+        """Save where it is due; all processes together, since each has its own random numbers."""
+        done = self.trainer.iter + 1
+        if done % self.period and done != self.trainer.max_iter:
+            return
+        student = self.trainer.method.student
+        normalizer = {n: m.loss_normalizer for n, m in student.named_modules() if hasattr(m, "loss_normalizer")}
+        self._states = comm.all_gather({"rng": rng_state(), "loss_normalizer": normalizer})
+        if comm.is_main_process():
+            path = checkpoint_path(self.trainer.cfg.OUTPUT_DIR, done)
+            self.trainer.checkpointer.save(path.stem, iteration=self.trainer.iter)
+            prune(path, self.kept)
+
+    def state_dict(self) -> dict[str, Any]:
+        """One state a process."""
+        return {"processes": self._states}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Kept until `before_train`."""
+        self._states = state["processes"]
+
+
+class TeacherWeights(HookBase):
+    """Leaves the teacher as plain Detectron2 checkpoints: model_best.pth after evaluations, model_final.pth at the end.
+
+    Which evaluation was best is read back from model_best.pth, so that a resumed run knows it too.
+    """
+
+    def __init__(self, first_test_set: str, several: bool) -> None:
+        self.first_test_set, self.several = first_test_set, several
+        self.best = {"AP": math.nan, "step": -1}
+        self._seen: Any = None
+
+    def before_train(self) -> None:
+        """A resumed run goes on from its best teacher so far."""
+        path = Path(self.trainer.cfg.OUTPUT_DIR) / "model_best.pth"
+        if self.trainer.start_iter and path.is_file():
+            self.best = read(path)["best"]
+
+    def after_step(self) -> None:
+        """Look at a new evaluation."""
+        self._look()
+
+    def after_train(self) -> None:
+        """Look at the last evaluation, and leave the final teacher, unless training failed."""
+        self._look()
+        if comm.is_main_process() and self.trainer.iter >= self.trainer.max_iter:
+            export(self.trainer.method.teacher.module, self._path("model_final.pth"), self.trainer.cfg)
+
+    def _look(self) -> None:
+        results = getattr(self.trainer, "_last_eval_results", None)
+        if not comm.is_main_process() or not results or results is self._seen:
+            return
+        self._seen = results
+        teacher = results["teacher"][self.first_test_set] if self.several else results["teacher"]
+        ap = float(teacher.get("bbox", {}).get("AP", math.nan))
+        if math.isnan(self.best["AP"]) or ap > self.best["AP"]:
+            self.best = {"AP": ap, "step": min(self.trainer.iter + 1, self.trainer.max_iter)}
+            log.info("best teacher so far: AP %.2f at step %d", ap, self.best["step"])
+            export(self.trainer.method.teacher.module, self._path("model_best.pth"), self.trainer.cfg, best=self.best)
+
+    def _path(self, name: str) -> Path:
+        return Path(self.trainer.cfg.OUTPUT_DIR) / name
+
+
+class Metrics(HookBase):
+    """Writes the method's metrics to the storage, and warns of a collapsed teacher."""
+
+    def __init__(self, collapse_steps: int) -> None:
+        self.collapse_steps, self.counters = collapse_steps, Counters()
+        self._sums: dict[str, Tensor] = {}
+        self._steps = 0
+
+    def after_step(self) -> None:
+        """Add up on the device; one transfer every METRIC_PERIOD steps."""
+        for name, value in self.trainer.method.metrics.items():
+            value = torch.as_tensor(value).detach().float()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._steps += 1
+        done = self.trainer.iter + 1
+        if done % METRIC_PERIOD and done != self.trainer.max_iter:
+            return
+        means = {name: float(value) / self._steps for name, value in self._sums.items()}
+        watch_collapse(self.counters, means, done, self._steps, self.collapse_steps)
+        self.trainer.storage.put_scalars(**means, smoothing_hint=False)
+        self._sums, self._steps = {}, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """How long the teacher has been silent."""
+        return {"silent": self.counters.silent, "warned": self.counters.warned}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Undo `state_dict`."""
+        self.counters.silent, self.counters.warned = state["silent"], state["warned"]

@@ -1,0 +1,145 @@
+"""The two things an entry script calls: `train` a config, or `evaluate_only` what a config has trained."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.engine import default_setup
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from sed.d2.checkpoint import load_weights
+from sed.d2.config import stock_config
+from sed.d2.data import build_test_sets
+from sed.d2.inference import painter, test_mapper
+from sed.d2.trainer import SemiSupervisedTrainer
+from sed.data.loaders import collate_test
+from sed.data.splits import check_manifest, write_manifest
+from sed.detectors.base import Detector
+from sed.detectors.files import CheckpointError, checkpoints, save_text
+from sed.evaluation.coco import detect_all
+from sed.evaluation.output import claim_folder, draw_predictions, write_config, write_versions
+
+log = logging.getLogger(__name__)
+PICTURES = 6  # images of predictions.png
+
+
+def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
+    """Train what `cfg` describes into its OUTPUT_DIR; every process of the run calls this.
+
+    Leaves there what Detectron2 leaves (config.yaml, log.txt, metrics.json, TensorBoard events, inference/) and
+    versions.json, split.json, the last checkpoints, model_best.pth and model_final.pth (plain Detectron2 checkpoints of
+    the teacher), detectron2.yaml (a config with which stock Detectron2 loads them) and predictions.png.
+
+    Args:
+        cfg: of `sed.d2.load_config`.
+        resume: go on from OUTPUT_DIR's last checkpoint; start where there is none.
+
+    Returns:
+        {"student": results, "teacher": results} of the last evaluation, in the main process.
+    """
+    folder = Path(cfg.OUTPUT_DIR)
+    last = claim_folder(folder, resume)
+    comm.synchronize()  # all have looked before anyone writes
+    changes = write_config(folder, cfg.dump()) if comm.is_main_process() else []
+    _setup(cfg)
+    log.info("engine: detectron2 %s (ENGINE is %s)", version("detectron2"), cfg.ENGINE)
+    for change in changes:
+        log.warning("resumed with another config than before: %s", change)
+
+    trainer = SemiSupervisedTrainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    if resume and last is None:
+        log.info("%s holds no checkpoint yet: starting", folder)
+    data = getattr(trainer.data_loader, "data", None)  # a loader of the user's own may not know
+    if data is not None:
+        manifest = folder / "split.json"
+        if last is not None and manifest.exists():
+            check_manifest(manifest, data.labeled.records, data.unlabeled)
+        if comm.is_main_process():
+            write_manifest(
+                manifest,
+                data.labeled.records,
+                data.unlabeled,
+                data.labeled.classes,
+                source="+".join(cfg.DATASETS.TRAIN),
+                fold=cfg.SEMI.FOLD,
+                percent=cfg.SEMI.LABELED_PERCENT,
+                count=cfg.SEMI.LABELED_COUNT,
+            )
+    if comm.is_main_process():
+        write_versions(folder, trainer.method.student.pixel_mean.device)
+        save_text(stock_config(cfg, str(folder / "model_final.pth")).dump(), folder / "detectron2.yaml")
+    trainer.train()
+    if comm.is_main_process():
+        if cfg.DATASETS.TEST:
+            _draw(cfg, trainer.method.teacher.module, folder / "predictions.png")
+        log.info("done: %s", folder / "model_final.pth")
+    comm.synchronize()
+    return getattr(trainer, "_last_eval_results", {})
+
+
+def evaluate_only(cfg: CfgNode, resume: bool = False, which: str = "teacher") -> dict[str, Any]:
+    """Evaluate on DATASETS.TEST: MODEL.WEIGHTS where it is set, else OUTPUT_DIR's last checkpoint.
+
+    Args:
+        cfg: of `sed.d2.load_config`.
+        resume: take the last checkpoint even where MODEL.WEIGHTS is set.
+        which: "teacher" or "student" of a full checkpoint; other files hold only one model.
+
+    Returns:
+        The metrics, also written to OUTPUT_DIR/evaluation_<which>.json.
+
+    Raises:
+        CheckpointError: where there is nothing to evaluate.
+        WeightsError: where it does not fit.
+    """
+    _setup(cfg, eval_only=True)
+    folder, weights = Path(cfg.OUTPUT_DIR), cfg.MODEL.WEIGHTS
+    saved = checkpoints(folder)
+    # What training starts from (the backbone's weights) is no detector; then the run's own checkpoint is meant
+    if saved and (resume or not weights or "ImageNetPretrained" in weights):
+        weights = str(saved[-1])
+    if not weights or "ImageNetPretrained" in weights:
+        raise CheckpointError(f"{folder} holds no checkpoint; set MODEL.WEIGHTS to the file to evaluate")
+    build_test_sets(cfg)
+    detector = build_model(cfg)
+    load_weights(detector, weights, cfg, which)
+    log.info("evaluating %s (%s) on %s", weights, which, ", ".join(cfg.DATASETS.TEST))
+    results = SemiSupervisedTrainer.test(cfg, detector)
+    if comm.is_main_process():
+        flat = results["bbox"] if "bbox" in results else results
+        save_text(json.dumps({"weights": weights, **flat}, indent=1), folder / f"evaluation_{which}.json")
+    return results
+
+
+def _draw(cfg: CfgNode, teacher: Detector, path: Path) -> None:
+    """The first test images with ground truth and with what the teacher finds."""
+    test = build_test_sets(cfg)[0]
+    few = test.records[:PICTURES]
+    mapper = test_mapper(cfg)
+    samples = [mapper.test(record) for record in few]
+    found = detect_all(teacher, [collate_test(samples, teacher.divisor)], teacher.device)
+    draw_predictions(path, found, few, test.classes, painter(test))
+
+
+def _setup(cfg: CfgNode, eval_only: bool = False) -> None:
+    """Detectron2's own set-up: folder, loggers (ours too), seeds."""
+    cfg.freeze()
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", comm.get_world_size()))
+    if comm.get_world_size() > 1 and getattr(comm, "_LOCAL_PROCESS_GROUP", True) is None:
+        comm.create_local_process_group(local)
+    folder = Path(cfg.OUTPUT_DIR)
+    kept = (folder / "config.yaml").read_bytes() if eval_only and (folder / "config.yaml").exists() else None
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="sed")
+    default_setup(cfg, argparse.Namespace(eval_only=eval_only))
+    if kept is not None and comm.is_main_process():
+        (folder / "config.yaml").write_bytes(kept)  # of the training; default_setup writes the present one

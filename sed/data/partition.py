@@ -1,0 +1,110 @@
+"""What a run trains on: the labelled and the unlabelled images, apart from each other and from the test images.
+
+The same for every engine: an engine says how a data set is read, this file what is done with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from sed.data.catalog import (
+    Dataset,
+    Record,
+    check_disjoint,
+    check_same_classes,
+    strip_annotations,
+    without_empty,
+)
+from sed.data.errors import DataError
+from sed.data.splits import split
+
+
+@dataclass(frozen=True)
+class Data:
+    """The images of a run; the three sets share none.
+
+    Attributes:
+        labeled: its classes are the run's.
+        unlabeled: records without annotations; empty where the config gives none.
+        tests: the sets to evaluate on.
+    """
+
+    labeled: Dataset
+    unlabeled: list[Record]
+    tests: tuple[Dataset, ...] = ()
+
+
+@dataclass(frozen=True)
+class Split:
+    """How to divide the labelled set where no unlabelled one is given; see `sed.data.splits.split`."""
+
+    percent: float = 0.0
+    count: int = 0
+    fold: int = 0
+
+    @property
+    def wanted(self) -> bool:
+        """Whether to divide it at all."""
+        return self.percent > 0 or self.count > 0
+
+
+def partition(
+    load_train: Callable[[], Dataset],
+    load_unlabeled: Callable[[], Dataset] | None,
+    load_tests: Callable[[], Sequence[Dataset]],
+    *,
+    divide: Split,
+    method: str,
+    filter_empty: bool,
+    num_classes: int,
+    classes_key: str,
+) -> Data:
+    """Read, split and check the data sets of a run.
+
+    Args:
+        load_train: reads the labelled set.
+        load_unlabeled: reads the unlabelled one; None: there is none. Not called for the supervised control.
+        load_tests: reads the sets to evaluate on.
+        divide: how to divide the labelled set.
+        method: SEMI.METHOD; every one but "supervised" needs unlabelled images.
+        filter_empty: leave out labelled images without any box.
+        num_classes: K of the model.
+        classes_key: the config key of K, for the message.
+
+    Raises:
+        DataError: where the config asks for what cannot be, or the data cannot be used.
+    """
+    if load_unlabeled and divide.wanted:
+        raise DataError(
+            "DATASETS.UNLABELED and a split (SEMI.LABELED_PERCENT or SEMI.LABELED_COUNT) exclude each other; "
+            "set one of them"
+        )
+    train = load_train()
+    labeled, unlabeled = train.records, []
+    if divide.wanted:
+        labeled, unlabeled = split(labeled, divide.percent, divide.count, divide.fold)
+    elif load_unlabeled and method != "supervised":
+        unlabeled = strip_annotations(load_unlabeled().records)
+    if not unlabeled and method != "supervised":
+        raise DataError(
+            f"SEMI.METHOD is {method}, but there is no unlabelled image: set DATASETS.UNLABELED, or split "
+            "DATASETS.TRAIN by SEMI.LABELED_PERCENT or SEMI.LABELED_COUNT, or set SEMI.METHOD supervised"
+        )
+    if filter_empty:
+        labeled = without_empty(labeled, train.name)
+    check_num_classes(train, num_classes, classes_key)
+    tests = tuple(load_tests())
+    for test in tests:
+        check_same_classes(train, test)
+    check_disjoint(labeled, unlabeled, [record for test in tests for record in test.records])
+    return Data(replace(train, records=labeled), unlabeled, tests)
+
+
+def check_num_classes(dataset: Dataset, wanted: int, key: str) -> None:
+    """Raise DataError unless `dataset` has the `wanted` number of classes that the config key `key` gives."""
+    if wanted != len(dataset.classes):
+        raise DataError(
+            f"{key} is {wanted}, but {dataset.name} has {len(dataset.classes)} categories "
+            f"({', '.join(dataset.classes[:10])}); set it to {len(dataset.classes)}"
+        )

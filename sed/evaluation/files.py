@@ -1,0 +1,118 @@
+"""The files that `tools/predict.py` and `tools/visualize.py` are given: bare images, and a run's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from sed.core.structures import Images
+from sed.data.catalog import Record, image_record, list_images
+from sed.data.errors import DataError
+from sed.data.loaders import collate_test
+from sed.data.mapper import ImageInfo
+
+
+class TestMapper(Protocol):
+    """What reads and resizes a test image; both engines have one."""
+
+    __test__ = False  # not a pytest class
+
+    def test(self, record: Record) -> tuple[Tensor, ImageInfo]:
+        """The image [3, h, w] uint8 RGB that a record names, and what leads back to the file's pixels."""
+
+
+def trained_weights(folder: str | Path) -> str:
+    """The weights that a run left in its output folder: model_best.pth, or model_final.pth where there is none.
+
+    Raises:
+        DataError: where there is neither.
+    """
+    names = ("model_best.pth", "model_final.pth")
+    found = [str(Path(folder) / name) for name in names if (Path(folder) / name).is_file()]
+    if not found:
+        raise DataError(f"no weights: {folder} holds no {' or '.join(names)}; train first, or give --weights")
+    return found[0]
+
+
+def find_images(inputs: Sequence[str]) -> tuple[Path, list[Path]]:
+    """The image files of folders (at any depth) and single files, each once, and the folder they are all below.
+
+    Raises:
+        DataError: for something that does not exist, or a folder without images.
+    """
+    files: list[Path] = []
+    for item in map(Path, inputs):
+        if not item.exists():
+            raise DataError(f"{item}: no such file or folder; expected images or folders of images")
+        files += list_images(item) if item.is_dir() else [item]
+    roots = [item if item.is_dir() else item.parent for item in map(Path, inputs)]
+    root = roots[0]
+    if any(other != root for other in roots):
+        resolved = [other.resolve() for other in roots]
+        root = next(p for p in (resolved[0], *resolved[0].parents) if all(o.is_relative_to(p) for o in resolved))
+        files = [file.resolve() for file in files]
+    return root, list(dict.fromkeys(files))
+
+
+def number_images(files: Sequence[Path]) -> list[int]:
+    """Image ids: the files' own numbers where all names are different numbers (as COCO's are), else 1, 2, ..."""
+    stems = [file.stem for file in files]
+    if all(stem.isascii() and stem.isdigit() for stem in stems):
+        numbers = [int(stem) for stem in stems]
+        if len(set(numbers)) == len(numbers):
+            return numbers
+    return list(range(1, len(files) + 1))
+
+
+@dataclass
+class ImageFiles:
+    """Batches of test images from bare files, decoded by threads one batch ahead; iterate once.
+
+    Attributes:
+        files: image files.
+        ids: of the images, one a file.
+        mapper: resizes.
+        batch_size: images a batch.
+        skip_unreadable: leave out what cannot be read instead of raising DataError.
+        records: of all images that were given out.
+        skipped: why each of the others was left out.
+    """
+
+    files: Sequence[Path]
+    ids: Sequence[int]
+    mapper: TestMapper
+    batch_size: int
+    skip_unreadable: bool = False
+
+    def __post_init__(self) -> None:
+        self.records: list[Record] = []
+        self.skipped: list[str] = []
+
+    def __iter__(self) -> Iterator[tuple[Images, list[ImageInfo]]]:
+        """Padded batches; the shape of `sed.data.loaders.test_loader`'s."""
+        jobs = list(zip(self.files, self.ids, strict=True))
+        chunks = [jobs[i : i + self.batch_size] for i in range(0, len(jobs), self.batch_size)]
+        with ThreadPoolExecutor(self.batch_size) as pool:
+            coming = pool.map(self._read, chunks[0]) if chunks else iter(())
+            for following in [*chunks[1:], []]:
+                now, coming = list(coming), pool.map(self._read, following)
+                good = [item for item in now if not isinstance(item, DataError)]
+                errors = [item for item in now if isinstance(item, DataError)]
+                if errors and not self.skip_unreadable:
+                    raise errors[0]
+                self.skipped += [str(error) for error in errors]
+                self.records += [record for record, _ in good]
+                if good:
+                    yield collate_test([sample for _, sample in good])
+
+    def _read(self, job: tuple[Path, int]) -> tuple[Record, tuple[Tensor, ImageInfo]] | DataError:
+        try:
+            record = image_record(*job)
+            return record, self.mapper.test(record)
+        except DataError as error:
+            return error

@@ -1,0 +1,188 @@
+"""What the contract suite asks of each framework in its own words: a `Case` is one tiny detector and its stock twin.
+
+The checks themselves (tests/contract) know no framework. A case answers with what the framework itself says of the
+same weights: its anchors, its decoded boxes, its proposals and region scores, and the losses and detections of the
+stock model, fed in the stock model's own format. What comes back is in the convention of `sed.core.structures`.
+
+Shape shorthand: see `sed.core.structures`; M all anchors of an image, B box rows a region (K, or 1 class-agnostic).
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import fasterrcnn_resnet50_fpn, retinanet_resnet50_fpn
+from torchvision.models.detection.image_list import ImageList
+
+from sed.core.structures import Detections, Images, LabeledBatch
+from sed.detectors import DetectorSpec, build_detector
+from sed.detectors.base import Detector, Features
+from tests.reference.detectors import SPECS
+
+
+class Case(ABC):
+    """One detector of one framework; K = 3.
+
+    Attributes:
+        name: the test's id.
+        two_stage: whether it has a region head.
+        box_rows: B.
+        anchor_error: how far, in pixels, an anchor may lie from twice its partner on the half-size view.
+    """
+
+    two_stage = True
+    box_rows = 3
+    anchor_error = 0.0
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def make(self, seed: int = 0) -> Detector:
+        """The detector, with weights drawn from `seed`, that drops no detection for its score.
+
+        The heads' weights are drawn larger than for training: fresh ones answer 0 to everything, within 1e-5.
+        """
+        torch.manual_seed(seed)
+        detector = self.build()
+        for name, weight in detector.named_parameters():
+            if "backbone" not in name and weight.dim() > 1:
+                nn.init.kaiming_normal_(weight, nonlinearity="linear")
+        return detector
+
+    @abstractmethod
+    def build(self) -> Detector:
+        """The detector with fresh weights."""
+
+    @abstractmethod
+    def anchors(self, detector: Detector, features: Features) -> Tensor:
+        """[M, 4], the framework's own generator's."""
+
+    @abstractmethod
+    def own_boxes(self, detector: Detector, features: Features) -> Tensor:
+        """[N, M, 4]: every anchor as the framework decodes it from its own head on these maps."""
+
+    @abstractmethod
+    def own_proposals(self, detector: Detector, features: Features) -> list[Tensor]:
+        """N tensors [P, 4]: what the framework's own first stage, in eval mode, makes of these maps."""
+
+    @abstractmethod
+    def own_regions(self, detector: Detector, features: Features, proposals: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Probabilities [R, K + 1], background last, and deltas [R, B, 4] of the framework's own second stage."""
+
+    @abstractmethod
+    def stock_losses(self, detector: Detector, batch: LabeledBatch, seed: int) -> dict[str, Tensor]:
+        """The stock model's losses with the same weights, under our names; `seed` is set before its forward."""
+
+    @abstractmethod
+    def stock_detections(self, detector: Detector, images: Images) -> list[Detections]:
+        """The stock model's inference with the same weights."""
+
+    @abstractmethod
+    def exported(self, folder: Path) -> tuple[Detector, nn.Module]:
+        """A detector, and a stock model built without this project that has loaded its exported weights."""
+
+
+class TorchvisionCase(Case):
+    """A `DetectorSpec` of `tests.reference.detectors`; torchvision rounds base anchors to whole pixels."""
+
+    anchor_error = 1.0
+    loss_names = {  # torchvision's -> ours
+        "loss_objectness": "dense_cls",
+        "loss_rpn_box_reg": "dense_box",
+        "loss_classifier": "region_cls",
+        "loss_box_reg": "region_box",
+        "classification": "dense_cls",
+        "bbox_regression": "dense_box",
+    }
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.two_stage = SPECS[name].architecture == "rcnn"
+
+    def build(self) -> Detector:
+        return build_detector(dataclasses.replace(SPECS[self.name], score_threshold=0.0))
+
+    def anchors(self, detector: Any, features: Features) -> Tensor:
+        generator = detector.model.rpn.anchor_generator if self.two_stage else detector.model.anchor_generator
+        return generator(self._image_list(features), list(features.maps.values()))[0]
+
+    def own_boxes(self, detector: Any, features: Features) -> Tensor:
+        if self.two_stage:
+            with results_of(detector.model.rpn.box_coder, "decode") as decoded:
+                self.own_proposals(detector, features)
+            return decoded[0].view(len(features.images), -1, 4)
+        deltas = detector.model.head(list(features.maps.values()))["bbox_regression"]
+        anchors = self.anchors(detector, features)
+        return torch.stack([detector.model.box_coder.decode_single(d, anchors) for d in deltas])
+
+    def own_proposals(self, detector: Any, features: Features) -> list[Tensor]:
+        return detector.model.rpn(self._image_list(features), features.maps)[0]
+
+    def own_regions(self, detector: Any, features: Features, proposals: list[Tensor]) -> tuple[Tensor, Tensor]:
+        heads = detector.model.roi_heads
+        with results_of(heads.box_predictor, "forward") as outputs:
+            heads(features.maps, proposals, list(features.images.sizes))
+        scores, deltas = outputs[0]
+        return scores.softmax(1).roll(-1, dims=1), deltas.view(len(deltas), -1, 4)[:, 1:]  # background was first
+
+    def stock_losses(self, detector: Any, batch: LabeledBatch, seed: int) -> dict[str, Tensor]:
+        targets = [{"boxes": t.boxes, "labels": t.classes + 1} for t in batch.targets]
+        model = self._stock(detector).train()
+        torch.manual_seed(seed)
+        losses = model(self._inputs(batch.images), targets)
+        return {self.loss_names[name]: loss for name, loss in losses.items()}
+
+    def stock_detections(self, detector: Any, images: Images) -> list[Detections]:
+        rows = self._stock(detector).eval()(self._inputs(images))
+        return [Detections(r["boxes"], r["scores"], r["labels"] - 1) for r in rows]
+
+    def exported(self, folder: Path) -> tuple[Detector, nn.Module]:
+        if SPECS[self.name].backbone == "small":  # the backbone is ours; the model around it is torchvision's class
+            detector, stock = self.make(), self.make(seed=1).model
+        else:
+            sizes = [[s, s * 2 ** (1 / 3), s * 2 ** (2 / 3)] for s in (32, 64, 128, 256, 512)]  # the stock 9 a cell
+            own = {} if self.two_stage else {"anchor_sizes": sizes}
+            constructor = fasterrcnn_resnet50_fpn if self.two_stage else retinanet_resnet50_fpn
+            spec = DetectorSpec(architecture=SPECS[self.name].architecture, num_classes=4, **own)
+            detector = build_detector(spec)
+            stock = constructor(weights=None, weights_backbone=None, num_classes=5)
+        torch.save(detector.plain_state_dict(), folder / "model_final.pth")
+        stock.load_state_dict(torch.load(folder / "model_final.pth", weights_only=True))
+        return detector, stock
+
+    def _stock(self, detector: Any) -> nn.Module:
+        """The wrapped model without its wrapper, its resizing left out."""
+        model = copy.deepcopy(detector.model)
+        model.transform.resize = lambda image, target: (image, target)
+        model.transform.size_divisible = detector.divisor
+        return model
+
+    def _inputs(self, images: Images) -> list[Tensor]:
+        return [image[:, :h, :w].float() / 255 for image, (h, w) in zip(images.tensor, images.sizes, strict=True)]
+
+    def _image_list(self, features: Features) -> ImageList:
+        return ImageList(features.images.tensor, list(features.images.sizes))
+
+
+@contextmanager
+def results_of(owner: Any, method: str) -> Iterator[list[Any]]:
+    """What `owner.method` returns while the block runs, call by call."""
+    original, results = getattr(owner, method), []
+
+    def listen(*args: Any, **kwargs: Any) -> Any:
+        results.append(original(*args, **kwargs))
+        return results[-1]
+
+    setattr(owner, method, listen)
+    try:
+        yield results
+    finally:
+        delattr(owner, method)
