@@ -23,7 +23,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from sed.data.catalog import XYWH_ABS, Dataset, Record, image_record, join, load_dataset
+from sed.data.catalog import XYWH_ABS, Dataset, Record, image_record, join, known_names, load_dataset
 from sed.data.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -51,6 +51,11 @@ def dataset_of(source: str, image_root: str = "", labeled: bool = True) -> Datas
     """
     if source in DatasetCatalog and not isinstance(DatasetCatalog[source], _Source):
         return _registered(source, labeled)
+    if source not in known_names() and not os.path.exists(source):
+        raise DataError(
+            f"{source}: neither a file, a folder, registered in Detectron2's DatasetCatalog, nor one of "
+            f"{', '.join(known_names())}"
+        )
     dataset = load_dataset(source, image_root, labeled)
     _register(dataset, _Source(source, image_root, labeled))
     return dataset
@@ -226,7 +231,7 @@ def _xywh(item: Mapping[str, Any], where: str) -> list[float]:
             corners = BoxMode.convert(values, BoxMode(mode), BoxMode.XYXY_ABS)
             values = BoxMode.convert(corners, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
         x, y, w, h = values[0].tolist()
-    except (AssertionError, NotImplementedError, TypeError, ValueError) as error:
+    except (AssertionError, IndexError, NotImplementedError, TypeError, ValueError) as error:
         raise DataError(f"{where} has bbox {box!r} in mode {mode!r}, which is not a box ({error})") from None
     if not all(map(math.isfinite, (x, y, w, h))):
         raise DataError(f"{where} has bbox {box!r}, which holds NaN or infinity")

@@ -96,6 +96,7 @@ class DualLoader:
         labeled: the labelled stream.
         unlabeled: the unlabelled one; None where there is none.
         burn_in: steps without unlabelled batch.
+        data: the sets that the streams read, where known.
         step: of the next batches; how many were given so far.
         data: what the streams read, where that is known.
     """

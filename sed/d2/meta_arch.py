@@ -19,10 +19,11 @@ import torch
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, RetinaNet
-from detectron2.modeling.roi_heads import CascadeROIHeads, Res5ROIHeads, StandardROIHeads
+from detectron2.modeling.proposal_generator import RPN
+from detectron2.modeling.roi_heads import CascadeROIHeads, Res5ROIHeads, RROIHeads, StandardROIHeads
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage, get_event_storage
-from torch import Tensor
+from torch import Tensor, nn
 
 from sed.core.structures import (
     DenseLevel,
@@ -128,11 +129,9 @@ class ScaleConsistentRCNN(Detectron2Detector, GeneralizedRCNN):
         super().__init__(**kwargs)
         self.input_format = self.input_format or "BGR"
         heads = self.roi_heads
-        if isinstance(heads, CascadeROIHeads) or not isinstance(heads, (StandardROIHeads, Res5ROIHeads)):
-            raise TypeError(
-                f"MODEL.ROI_HEADS.NAME {type(heads).__name__}: ScaleConsistentRCNN needs one box head, "
-                "StandardROIHeads or Res5ROIHeads"
-            )
+        _check_parts(self.proposal_generator, heads)
+        pooler = heads.pooler if isinstance(heads, Res5ROIHeads) else heads.box_pooler
+        pooler.register_forward_pre_hook(_pool_in_float32)
         self.num_classes = heads.num_classes
         self.divisor = self._divisor([*self.proposal_generator.in_features, *heads.in_features])
 
@@ -204,6 +203,28 @@ class ScaleConsistentRetinaNet(Detectron2Detector, RetinaNet):
         logits, deltas = self.head([features.maps[name] for name in names])
         rows = [_to_rows(values, self.num_classes) for values in logits]
         return self._levels(features, names, rows, [_to_rows(d, 4) for d in deltas])
+
+
+def _check_parts(proposal_generator: nn.Module | None, heads: nn.Module) -> None:
+    if isinstance(heads, (CascadeROIHeads, RROIHeads)) or not isinstance(heads, (StandardROIHeads, Res5ROIHeads)):
+        raise TypeError(
+            f"MODEL.ROI_HEADS.NAME {type(heads).__name__}: ScaleConsistentRCNN needs one box head, "
+            "StandardROIHeads or Res5ROIHeads"
+        )
+    if not isinstance(proposal_generator, RPN) or proposal_generator.anchor_generator.box_dim != 4:  # 5: rotated
+        name = "PrecomputedProposals" if proposal_generator is None else type(proposal_generator).__name__
+        raise TypeError(f"MODEL.PROPOSAL_GENERATOR.NAME {name}: ScaleConsistentRCNN needs an RPN")
+    for key, there in (("MASK_ON", "mask_on"), ("KEYPOINT_ON", "keypoint_on")):
+        if getattr(heads, there, False):
+            raise TypeError(f"MODEL.{key}: mask and keypoint heads are not supported, only boxes; set it to False")
+    if getattr(heads.box_predictor, "use_sigmoid_ce", False):
+        raise TypeError("MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE: ScaleConsistentRCNN needs the softmax classifier")
+
+
+def _pool_in_float32(_pooler: nn.Module, inputs: tuple[list[Tensor], list[Boxes]]) -> tuple[list[Tensor], list[Boxes]]:
+    """Detectron2 rounds the boxes to the maps' dtype: under autocast by up to 4 pixels (bfloat16, 1000 pixels)."""
+    maps, boxes = inputs
+    return [values.float() for values in maps], boxes
 
 
 def _to_rows(values: Tensor, width: int) -> Tensor:

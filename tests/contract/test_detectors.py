@@ -134,10 +134,10 @@ def test_empty_proposals_are_differentiable(case, detector):
 def test_bf16_maps_do_not_round_the_coordinates_of_boxes(case, detector):
     """Bf16 counts in steps of 4 at 900: a box that moves by less must still see other pixels."""
     detector.eval()
-    box = torch.tensor([[901.0, 10, 925, 40]])
+    box, step = torch.tensor([[901.0, 10, 925, 40]]), torch.tensor([0.9, 0.0, 0.9, 0.0])
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         features = detector.encode(make_images(((64, 1024),)).pad_to_multiple(detector.divisor))
-        here, there = (detector.regions(features, [box + dx]).logits.float() for dx in (0.0, 0.9))
+        here, there = (detector.regions(features, [b]).logits.float() for b in (box, box + step))
     assert features.maps[next(iter(features.maps))].dtype == torch.bfloat16
     assert not torch.equal(here, there)
 

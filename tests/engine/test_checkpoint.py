@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from sed.data.rng import rng_state, set_rng_state
-from sed.data.rng import rng_state, set_rng_state
 from sed.engine import checkpoint
 from sed.engine.checkpoint import CheckpointError
 from tests.reference.training import TinyDetector, make_trainer, same

@@ -1,0 +1,135 @@
+"""The contract of sed.detectors.base in training and inference: the stock model's own losses and detections, its
+weights' names, and one whole step of each method, for every detector of every installed engine.
+
+Shape shorthand: see sed.core.structures.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sed.core.teacher import Teacher
+from sed.methods.base import Schedule
+from sed.methods.build import build_method
+from sed.methods.pseudo_label import PseudoLabelOptions
+from sed.methods.sed import SEDOptions
+from tests.reference.detectors import make_images, make_labeled, make_unlabeled
+
+SIZES = ((64, 64), (50, 60))
+SCHEDULE = Schedule(burn_in=2, max_iter=10, first_drop=8)
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_supervised_losses_equal_the_stock_models(case, detector, empty):
+    batch = make_labeled(SIZES, empty=empty)
+    stock = case.stock_losses(detector, batch, seed=3)
+    torch.manual_seed(3)
+    ours = detector.train().supervised_losses(batch)
+    parts = ("dense", "region") if case.two_stage else ("dense",)
+    assert set(ours) == set(stock) == {f"{part}_{kind}" for part in parts for kind in ("cls", "box")}
+    for name, loss in ours.items():
+        assert loss.item() == pytest.approx(stock[name].item(), abs=1e-6, rel=1e-6), name
+        assert torch.isfinite(loss)
+        assert loss > 0 or (empty and name.endswith("box"))
+    sum(ours.values()).backward()
+
+
+def test_detections_equal_the_stock_models(case, detector):
+    detector.eval()
+    images = make_images(SIZES)
+    for ours, stock in zip(detector.detect(images), case.stock_detections(detector, images), strict=True):
+        assert len(ours.boxes) > 5
+        torch.testing.assert_close(ours.boxes, stock.boxes)
+        torch.testing.assert_close(ours.scores, stock.scores)
+        assert torch.equal(ours.classes, stock.classes)
+        assert (ours.scores.diff() <= 0).all()
+        assert not ours.boxes.requires_grad
+
+
+def test_exported_weights_load_in_the_stock_model(case, tmp_path):
+    """`model_final.pth` needs nothing of this project."""
+    detector, stock = case.exported(tmp_path)
+    state = stock.state_dict()
+    more = state.keys() - detector.plain_state_dict().keys()
+    assert all(name.endswith("num_batches_tracked") for name in more)  # frozen BN has no such counter
+    for name, value in detector.plain_state_dict().items():
+        assert torch.equal(state[name], value), name
+
+
+def test_a_teacher_is_a_detector_of_its_own(case, detector):
+    """Its copy answers like the student, in eval mode, and shares no weight with it."""
+    teacher = Teacher(detector)
+    images = make_images(SIZES).pad_to_multiple(detector.divisor)
+    detector.eval()
+    expected = detector.dense(detector.encode(images)).levels[0].logits.detach()
+    with torch.no_grad():
+        for weight in detector.parameters():
+            weight.mul_(3.0)
+    copied = teacher.module.dense(teacher.module.encode(images)).levels[0].logits
+    torch.testing.assert_close(copied, expected)
+    assert not copied.requires_grad
+    assert not torch.allclose(detector.dense(detector.encode(images)).levels[0].logits, expected)
+    assert len(teacher.module.detect(images)[0].boxes) > 0
+
+
+METHODS = {
+    "sed": ("sed", {"sed": SEDOptions(regions_per_view=8)}),
+    "sed_anchored": ("sed", {"sed": SEDOptions(regions_per_view=8, scale_target="teacher")}),
+    "pseudo_label": ("pseudo_label", {"pseudo_label": PseudoLabelOptions(threshold=0.0, box_loss=True)}),
+}
+TERMS = {"sed": ("scale", "distill"), "sed_anchored": ("scale", "distill"), "pseudo_label": ("pseudo",)}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_one_step_of_a_method(case, detector, name):
+    """Every term of it is there, finite and at work; every weight learns; the teacher follows."""
+    kind, options = METHODS[name]
+    method = build_method(kind, detector, SCHEDULE, **options).train()
+    optimizer = torch.optim.SGD([p for p in detector.parameters() if p.requires_grad], lr=1e-4)
+    torch.manual_seed(11)
+    losses = method(make_labeled(), make_unlabeled(), 5)
+    parts = [f"{head}_{kind}" for head in sorted(detector.heads) for kind in ("box", "cls")]
+    assert sorted(losses) == sorted(f"{term}/{part}" for term in ("sup", *TERMS[name]) for part in parts)
+    for key, loss in losses.items():
+        assert torch.isfinite(loss), key
+        assert loss > 0 or key.startswith("pseudo/"), key  # a pseudo-label of no size matches no anchor
+    sum(losses.values()).backward()
+    for key, weight in detector.named_parameters():
+        assert (weight.grad is not None and weight.grad.isfinite().all()) == weight.requires_grad, key
+    assert all(weight.grad is None for weight in method.teacher.parameters())
+    before = method.teacher.checksum()
+    optimizer.step()
+    method.update_teacher(5)
+    assert method.teacher.checksum() != before
+
+
+def test_the_unsupervised_terms_alone_reach_every_weight(case, detector):
+    """Gradient flows through the student's passes on X_s and on X^, not only through the labelled images."""
+    method = build_method("sed", detector, SCHEDULE, **METHODS["sed"][1]).train()
+    losses = method(make_labeled(), make_unlabeled(), 5)
+    for term in ("scale", "distill"):
+        detector.zero_grad()
+        sum(loss for key, loss in losses.items() if key.startswith(term)).backward(retain_graph=True)
+        trained = {key: weight.grad for key, weight in detector.named_parameters() if weight.requires_grad}
+        idle = [key for key, grad in trained.items() if grad is None or not grad.any()]
+        if term == "scale":  # Eq. 2 is blind to a last bias, which shifts both views alike
+            idle = [key for key in idle if not key.endswith("bias")]
+        assert idle == []
+
+
+def test_autocast_trains_in_bf16(case, detector):
+    method = build_method("sed", detector, SCHEDULE, **METHODS["sed"][1]).train()
+    images = make_images(SIZES).pad_to_multiple(detector.divisor)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = detector.dense(detector.encode(images)).levels[0].logits
+        losses = method(make_labeled(), make_unlabeled(), 5)
+    assert low.dtype == torch.bfloat16
+    exact = detector.dense(detector.encode(images)).levels[0].logits
+    assert (low - exact).abs().mean() < 0.1 * exact.abs().mean()
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    assert all(loss.dtype == torch.float32 for key, loss in losses.items() if not key.startswith("sup/"))
+    sum(losses.values()).backward()
+    for key, weight in detector.named_parameters():
+        assert (weight.grad is not None and weight.grad.isfinite().all()) == weight.requires_grad, key
+        assert weight.dtype == torch.float32
