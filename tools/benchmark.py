@@ -26,7 +26,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from sed.config import load_config
-from sed.detectors.files import checkpoint_path
+from sed.data.files import checkpoint_path
 
 TRAIN = Path(__file__).with_name("train_net.py")
 CONTROL = "supervised"

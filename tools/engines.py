@@ -21,7 +21,7 @@ from types import ModuleType
 
 from sed.config import ConfigError, read_value
 from sed.data.errors import DataError
-from sed.detectors.files import CheckpointError
+from sed.data.files import CheckpointError
 from sed.detectors.weights import WeightsError
 from sed.engine.select import EngineError, select_engine
 
@@ -42,16 +42,15 @@ def pick(config_file: str | None, overrides: Sequence[str] = ()) -> ModuleType:
 
 
 def pick_trained(config_file: str, overrides: Sequence[str], weights: str) -> tuple[ModuleType, object, str]:
-    """The driver, its config, and the weights to load: `weights`, but where it is "coco" what the engine has for it.
+    """The driver, its config, and the weights to load.
 
-    With "coco" the config becomes that of the pretrained detector, as MODEL.WEIGHTS coco makes it.
+    `weights` takes the place of MODEL.WEIGHTS: with "coco" the config becomes that of the engine's pretrained detector,
+    and with a file that Detectron2's engine exported, the input format and anchors are that file's.
 
     Raises:
         ConfigError: see `pick`; also for a config that the engine refuses.
         EngineError: see `pick`.
     """
     driver = pick(config_file, overrides)
-    if weights != "coco":
-        return driver, driver.load_config(config_file, overrides), weights
-    cfg = driver.load_config(config_file, [*overrides, "MODEL.WEIGHTS", "coco"])
-    return driver, cfg, cfg.MODEL.WEIGHTS
+    cfg = driver.load_config(config_file, [*overrides, "MODEL.WEIGHTS", weights] if weights else overrides)
+    return driver, cfg, weights and cfg.MODEL.WEIGHTS

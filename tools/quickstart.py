@@ -21,8 +21,8 @@ from sed.config import ConfigError, load_config
 from sed.data.catalog import Dataset, data_root, load_dataset
 from sed.data.digits import ensure_digits
 from sed.data.errors import DataError
+from sed.data.files import CheckpointError, checkpoint_path
 from sed.engine import build, checkpoint
-from sed.engine.checkpoint import CheckpointError
 from sed.engine.side_by_side import Arm, ArmError, run_side_by_side
 from sed.evaluation.coco import detect_all, format_table, score
 from sed.evaluation.pictures import draw_found, draw_truth
@@ -98,7 +98,7 @@ def evaluate(cfg: CfgNode, folder: Path, test: Dataset) -> tuple[dict[str, dict[
     device, scores, found = build.resolve_device(cfg.MODEL.DEVICE), {}, []
     for which in ("student", "teacher"):
         detector = build.build_student(cfg, "")
-        checkpoint.load_weights(detector, checkpoint.checkpoint_path(folder, cfg.SOLVER.MAX_ITER), which)
+        checkpoint.load_weights(detector, checkpoint_path(folder, cfg.SOLVER.MAX_ITER), which)
         found = detect_all(detector.to(device), build.batches_of(cfg, test, detector.divisor)(), device)
         scores[which] = score(found, test)
     return scores, found

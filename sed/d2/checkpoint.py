@@ -19,9 +19,9 @@ from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from sed.d2.config import preprocessing
+from sed.d2.config import TRAINED_FOR, preprocessing, trained_for
+from sed.data.files import CheckpointError, checkpoints, read, save_atomic
 from sed.detectors.base import Detector
-from sed.detectors.files import CheckpointError, checkpoints, read, save_atomic
 from sed.detectors.weights import WeightsError
 
 PREFIXES = {"student": "method.student.", "teacher": "method.teacher.module."}
@@ -41,7 +41,7 @@ _HARMLESS = {
 def export(detector: Detector, path: Path, cfg: CfgNode, **more: Any) -> None:
     """Write one detector as a plain Detectron2 checkpoint, atomically; `more` lies beside the weights."""
     state = {name: tensor.detach().cpu().clone() for name, tensor in detector.plain_state_dict().items()}
-    save_atomic({"model": state, "preprocessing": preprocessing(cfg), **more}, path)
+    save_atomic({"model": state, TRAINED_FOR: trained_for(cfg), **more}, path)
 
 
 def load_weights(detector: Detector, path: str, cfg: CfgNode, which: str = "teacher", *, whole: bool = True) -> None:
@@ -128,7 +128,7 @@ class _DetectorCheckpointer(SafeCheckpointer):
             self._parsed_url_during_load = None
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        self._compare_preprocessing(checkpoint.pop("preprocessing", None))
+        self._compare_preprocessing(checkpoint.pop(TRAINED_FOR, None) or {})
         model, prefix = checkpoint["model"], PREFIXES[self.which]
         if any(name.startswith(prefix) for name in model):  # a full checkpoint of a run
             model = {n.removeprefix(prefix): v for n, v in model.items() if n.startswith(prefix)}
@@ -145,9 +145,12 @@ class _DetectorCheckpointer(SafeCheckpointer):
             )
         return result
 
-    def _compare_preprocessing(self, theirs: Mapping[str, Any] | None) -> None:
-        mine = preprocessing(self.cfg)
-        other = [f"{key} {value!r} (here {mine[key]!r})" for key, value in (theirs or {}).items() if value != mine[key]]
+    def _compare_preprocessing(self, theirs: Mapping[str, Any]) -> None:
+        other = [
+            f"{key} {theirs[key]!r} (here {value!r})"
+            for key, value in preprocessing(self.cfg).items()
+            if theirs.get(key, value) != value
+        ]
         if other:
             raise WeightsError(f"{self.path} was trained with {', '.join(other)}; set these keys as there")
 

@@ -10,6 +10,7 @@ A file of ours may also start from a config of Detectron2's model zoo, and then 
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ import detectron2
 import torch
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as detectron2_cfg
+from detectron2.modeling import META_ARCH_REGISTRY
 
 from sed import config as ours
 from sed.config import ZOO, ConfigError, leaves
+from sed.data.files import read
 
 # What our defaults are in keys that only Detectron2 has: a pyramid, and the preprocessing of torchvision's weights
 IMPLIED: dict[str, Any] = {
@@ -49,6 +52,8 @@ COCO = {
 }
 # What weights expect of their input; files of ours name it, and loading compares
 PREPROCESSING = ("INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "MODEL.RESNETS.STRIDE_IN_1X1")
+TRAINED_FOR = "trained_for"  # the entry of those files
+ANCHORS = ("MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS")
 
 
 def add_sed_config(cfg: CfgNode) -> None:
@@ -63,29 +68,33 @@ def load_config(path: str | Path | None = None, overrides: list[str] | tuple[str
     """A config file of ours, ready for `SemiSupervisedTrainer`; see the module's docstring.
 
     Names that both engines share become Detectron2's own here: MODEL.DEVICE auto, MODEL.WEIGHTS imagenet and coco,
-    MODEL.BACKBONE.NAME of a one-stage detector.
+    MODEL.BACKBONE.NAME of a one-stage detector. Where MODEL.WEIGHTS is a file that this project exported, its input
+    format and anchors are the default.
 
     Raises:
         ConfigError: as `sed.config.load_config`; also for what Detectron2 cannot do.
     """
-    base, _ = ours.read_layers(path)
+    base, layers = ours.read_layers(path)
     cfg = _zoo_defaults(base) if base else _own_defaults()
     stock = dict(leaves(detectron2_cfg()))
     choices = {key: values for key, values in ours.CHOICES.items() if key not in stock}
     choices["SOLVER.CLIP_GRADIENTS.CLIP_TYPE"] = ours.CHOICES["SOLVER.CLIP_GRADIENTS.CLIP_TYPE"]
     ours.load_config(path, overrides, defaults=cfg, choices=choices)
     _resolve(cfg, from_zoo=bool(base))
+    _adopt(cfg, {key for _, values in layers for key, _ in leaves(values)} | set(overrides[::2]))
     return cfg
 
 
 def stock_config(cfg: CfgNode, weights: str) -> CfgNode:
-    """`cfg` as a config of Detectron2 alone: none of our keys, its own meta-architecture. For its demo and tools."""
+    """`cfg` as a config of Detectron2 alone: none of our keys, its own meta-architecture. For its demo and tools.
+
+    A user's subclass of one of ours becomes the stock class, which is what Detectron2 alone can build.
+    """
     stock = detectron2_cfg()
     own = dict(leaves(cfg))
     for key, _ in leaves(stock):
         _set(stock, key, own[key])
-    names = {mine: theirs for theirs, mine in META_ARCHITECTURES.items()}
-    stock.MODEL.META_ARCHITECTURE = names.get(cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.META_ARCHITECTURE)
+    stock.MODEL.META_ARCHITECTURE = _stock_name(cfg.MODEL.META_ARCHITECTURE) or cfg.MODEL.META_ARCHITECTURE
     stock.MODEL.WEIGHTS = weights
     return stock
 
@@ -104,8 +113,26 @@ def zoo_config(name: str) -> CfgNode:
 
 def preprocessing(cfg: CfgNode) -> dict[str, Any]:
     """What a detector of `cfg` expects of its input: {dotted key: value}."""
+    return _pick(cfg, PREPROCESSING)
+
+
+def trained_for(cfg: CfgNode) -> dict[str, Any]:
+    """What an exported file says beside its weights: {dotted key: value}."""
+    return _pick(cfg, PREPROCESSING + ANCHORS)
+
+
+def _pick(cfg: CfgNode, keys: tuple[str, ...]) -> dict[str, Any]:
     values = dict(leaves(cfg))
-    return {key: values[key] for key in PREPROCESSING}
+    return {key: values[key] for key in keys}
+
+
+def _adopt(cfg: CfgNode, explicit: set[str]) -> None:
+    """What an exported file in MODEL.WEIGHTS was trained for, where the config does not say it."""
+    path = Path(cfg.MODEL.WEIGHTS)
+    if path.suffix == ".pth" and path.is_file():
+        for key, value in read(path).get(TRAINED_FOR, {}).items():
+            if key not in explicit:
+                _set(cfg, key, value)
 
 
 def _own_defaults() -> CfgNode:
@@ -131,6 +158,15 @@ def _zoo_defaults(base: str) -> CfgNode:
 def _resolve(cfg: CfgNode, from_zoo: bool) -> None:
     """Put Detectron2's own names where ours stand for both engines."""
     m = cfg.MODEL
+    mine = META_ARCHITECTURES.get(_stock_name(m.META_ARCHITECTURE))
+    if mine is None:
+        raise ConfigError(
+            f"MODEL.META_ARCHITECTURE is {m.META_ARCHITECTURE!r}; it must be one of "
+            f"{', '.join(META_ARCHITECTURES.values())}, or a registered subclass of one"
+        )
+    for key in ("MASK_ON", "KEYPOINT_ON"):
+        if m[key]:
+            raise ConfigError(f"MODEL.{key} is True, but only boxes are learned here; set it to False to train those")
     if cfg.SOLVER.ACCUMULATE != 1:
         raise ConfigError(
             "SOLVER.ACCUMULATE: Detectron2's trainers take one batch a step; leave it 1, or set ENGINE torchvision"
@@ -148,7 +184,7 @@ def _resolve(cfg: CfgNode, from_zoo: bool) -> None:
     if m.RESNETS.DEPTH in (18, 34):
         m.RESNETS.RES2_OUT_CHANNELS = 64  # of the basic blocks
     if not from_zoo:
-        _pyramid_of(m)
+        _pyramid_of(m, mine)
     if m.WEIGHTS == "imagenet":
         if m.RESNETS.DEPTH not in IMAGENET:
             raise ConfigError(
@@ -156,24 +192,45 @@ def _resolve(cfg: CfgNode, from_zoo: bool) -> None:
                 "name a file, or set ENGINE torchvision"
             )
         m.WEIGHTS = IMAGENET[m.RESNETS.DEPTH]
+        if from_zoo:  # whose configs expect other weights' preprocessing
+            _set_preprocessing(cfg, _own_defaults())
     if m.WEIGHTS == "coco":
-        if m.META_ARCHITECTURE not in COCO or m.RESNETS.DEPTH != 50:
-            raise ConfigError("MODEL.WEIGHTS coco: there are weights of Faster R-CNN and RetinaNet with depth 50")
-        name, m.WEIGHTS = COCO[m.META_ARCHITECTURE]
-        for key, value in preprocessing(zoo_config(name)).items():
-            _set(cfg, key, value)
-        if m.META_ARCHITECTURE == "ScaleConsistentRetinaNet":
-            m.ANCHOR_GENERATOR.SIZES = zoo_config(name).MODEL.ANCHOR_GENERATOR.SIZES
+        name, weights = COCO[mine]
+        zoo = zoo_config(name)
+        if m.RESNETS.DEPTH != 50 or m.BACKBONE.NAME != zoo.MODEL.BACKBONE.NAME:
+            raise ConfigError(
+                f"MODEL.WEIGHTS coco: there are weights for depth 50 and {zoo.MODEL.BACKBONE.NAME}, not for depth "
+                f"{m.RESNETS.DEPTH} and {m.BACKBONE.NAME}; name a file"
+            )
+        m.WEIGHTS = weights
+        _set_preprocessing(cfg, zoo)
+        if mine == "ScaleConsistentRetinaNet":
+            m.ANCHOR_GENERATOR.SIZES = zoo.MODEL.ANCHOR_GENERATOR.SIZES
 
 
-def _pyramid_of(m: CfgNode) -> None:
+def _pyramid_of(m: CfgNode, mine: str) -> None:
     """The levels that the heads of our files' two backbones read."""
     if m.BACKBONE.NAME == "build_small_fpn_backbone":
         levels = ["p2", "p3", "p4", "p5"]
-        m.RPN.IN_FEATURES = m.ROI_HEADS.IN_FEATURES = m.RETINANET.IN_FEATURES = levels
-    elif m.META_ARCHITECTURE == "ScaleConsistentRetinaNet" and m.BACKBONE.NAME == "build_resnet_fpn_backbone":
+        for head in (m.RPN, m.ROI_HEADS, m.RETINANET):
+            head.IN_FEATURES = list(levels)
+    elif mine == "ScaleConsistentRetinaNet" and m.BACKBONE.NAME == "build_resnet_fpn_backbone":
         m.BACKBONE.NAME = "build_retinanet_resnet_fpn_backbone"  # P3..P7
         m.RESNETS.OUT_FEATURES = m.FPN.IN_FEATURES = ["res3", "res4", "res5"]
+
+
+def _stock_name(name: str) -> str:
+    """Detectron2's class behind one of our meta-architectures or a registered subclass of one; "" for any other."""
+    found = META_ARCH_REGISTRY.get(name) if name in META_ARCH_REGISTRY else None
+    for theirs, mine in META_ARCHITECTURES.items():
+        if isinstance(found, type) and issubclass(found, META_ARCH_REGISTRY.get(mine)):
+            return theirs
+    return ""
+
+
+def _set_preprocessing(cfg: CfgNode, source: CfgNode) -> None:
+    for key, value in preprocessing(source).items():
+        _set(cfg, key, value)
 
 
 def _set(cfg: CfgNode, key: str, value: Any) -> None:
@@ -183,4 +240,4 @@ def _set(cfg: CfgNode, key: str, value: Any) -> None:
         if parent not in node:
             node[parent] = CfgNode()
         node = node[parent]
-    node[leaf] = value
+    node[leaf] = copy.deepcopy(value)  # a list of a config belongs to that config alone

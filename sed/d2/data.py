@@ -210,7 +210,9 @@ def _labeled_order(cfg: CfgNode, records: list[Record], seed: int) -> Order:
         root = {} if d.get("REPEAT_SQRT") is None else {"sqrt": d.REPEAT_SQRT}  # 0.6 has no such key
         sampler = RepeatFactorTrainingSampler(count(records, d.REPEAT_THRESHOLD, **root), seed=seed)
     elif name == "RandomSubsetTrainingSampler":
-        ratio = d.RANDOM_SUBSET_RATIO
+        ratio = d.get("RANDOM_SUBSET_RATIO")  # Detectron2 reads this key, but has no default for it
+        if not ratio or int(len(records) * ratio) < 1:
+            raise ConfigError(f"DATALOADER.RANDOM_SUBSET_RATIO is {ratio}, which leaves none of {len(records)} images")
         sampler = RandomSubsetTrainingSampler(len(records), ratio, seed_shuffle=seed, seed_subset=seed)
     else:
         raise ConfigError(

@@ -13,8 +13,9 @@ from detectron2.utils import comm
 from torch import Tensor
 
 from sed.d2.checkpoint import export
+from sed.d2.config import TRAINED_FOR, trained_for
+from sed.data.files import checkpoint_path, prune, read
 from sed.data.rng import rng_state, set_rng_state
-from sed.detectors.files import checkpoint_path, prune, read
 from sed.methods.guards import Counters, watch_collapse
 
 log = logging.getLogger(__name__)
@@ -73,7 +74,9 @@ class Checkpoints(HookBase):
         self._states = comm.all_gather({"rng": rng_state(), "loss_normalizer": normalizer})
         if comm.is_main_process():
             path = checkpoint_path(self.trainer.cfg.OUTPUT_DIR, done)
-            self.trainer.checkpointer.save(path.stem, iteration=self.trainer.iter)
+            self.trainer.checkpointer.save(
+                path.stem, iteration=self.trainer.iter, **{TRAINED_FOR: trained_for(self.trainer.cfg)}
+            )
             prune(path, self.kept)
 
     def state_dict(self) -> dict[str, Any]:

@@ -16,15 +16,16 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from sed.config import ConfigError
 from sed.d2.checkpoint import load_weights
 from sed.d2.config import stock_config
 from sed.d2.data import build_test_sets
 from sed.d2.inference import painter, test_mapper
 from sed.d2.trainer import SemiSupervisedTrainer
+from sed.data.files import CheckpointError, checkpoints, save_text
 from sed.data.loaders import collate_test
 from sed.data.splits import check_manifest, write_manifest
 from sed.detectors.base import Detector
-from sed.detectors.files import CheckpointError, checkpoints, save_text
 from sed.evaluation.coco import detect_all
 from sed.evaluation.output import claim_folder, draw_predictions, write_config, write_versions
 
@@ -105,12 +106,13 @@ def evaluate_only(cfg: CfgNode, resume: bool = False, which: str = "teacher") ->
     _setup(cfg, eval_only=True)
     folder, weights = Path(cfg.OUTPUT_DIR), cfg.MODEL.WEIGHTS
     saved = checkpoints(folder)
-    # What training starts from (the backbone's weights) is no detector; then the run's own checkpoint is meant
-    if saved and (resume or not weights or "ImageNetPretrained" in weights):
+    # Where the config names what training starts from, the run's own checkpoint is meant, as on the native engine
+    if saved and (resume or not Path(weights).is_file()):
         weights = str(saved[-1])
     if not weights or "ImageNetPretrained" in weights:
         raise CheckpointError(f"{folder} holds no checkpoint; set MODEL.WEIGHTS to the file to evaluate")
-    build_test_sets(cfg)
+    if not build_test_sets(cfg):
+        raise ConfigError("DATASETS.TEST is empty: set it to the name or the COCO json of the images to evaluate on")
     detector = build_model(cfg)
     load_weights(detector, weights, cfg, which)
     log.info("evaluating %s (%s) on %s", weights, which, ", ".join(cfg.DATASETS.TEST))

@@ -126,7 +126,7 @@ def _decode(path: str, data: np.ndarray, flags: int) -> np.ndarray:
 
 
 def check_file(path: str) -> None:
-    """Raise DataError if an image file is missing, or is a JPEG or PNG that was cut off; decodes only doubtful ones."""
+    """Raise DataError if an image file is missing, empty, or a JPEG or PNG cut off; decodes only doubtful ones."""
     try:
         with open(path, "rb") as stream:
             head = stream.read(2)
@@ -134,6 +134,8 @@ def check_file(path: str) -> None:
             tail = stream.read()
     except OSError as error:
         raise DataError(f"{path}: image cannot be read ({error.strerror or error})") from None
+    if not head:
+        raise DataError(f"{path}: not a readable image; repair or remove it")
     _check_end(path, head, tail)
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sed.data.files import CheckpointError, checkpoint_path, prune, read, save_atomic
 from sed.detectors.base import Detector
-from sed.detectors.files import CheckpointError, checkpoint_path, prune, read, save_atomic
 from sed.methods.base import Method
 
 FORMAT = 1

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from fvcore.common.config import CfgNode
 
+from sed.data.files import checkpoints
 from sed.data.splits import check_manifest, write_manifest
 from sed.engine import build, checkpoint
 from sed.engine.launch import rank, world_size
@@ -125,7 +126,7 @@ def evaluate_only(cfg: CfgNode, resume: bool = False, which: str = "teacher") ->
     log.info("engine: %s (%s)", engine, why)
     device = build.resolve_device(cfg.MODEL.DEVICE)
     test = build.build_test_set(cfg)
-    saved = checkpoint.checkpoints(folder)
+    saved = checkpoints(folder)
     is_file = weights not in ("", "imagenet", "coco")
     if is_file and not resume:
         source = weights

@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sed.core.structures import LabeledBatch, UnlabeledBatch
+from sed.data.files import checkpoints
 from sed.data.rng import rng_state, set_rng_state
 from sed.detectors.base import Detector
 from sed.engine import checkpoint
@@ -213,7 +214,7 @@ class Trainer:
         return self.model.no_sync() if isinstance(self.model, DistributedDataParallel) and not last else nullcontext()
 
     def _last_checkpoint(self) -> Path | None:
-        return next(reversed(checkpoint.checkpoints(self.folder)), None)
+        return next(reversed(checkpoints(self.folder)), None)
 
     # ------------------------------------------------------------------------------------------ evaluation
     def _evaluate(self, evaluate: Callable[[Detector], Results]) -> Results:

@@ -17,7 +17,7 @@ import yaml
 
 import sed
 from sed.data.catalog import Record
-from sed.detectors.files import checkpoints, save_text
+from sed.data.files import checkpoints, save_text
 from sed.evaluation.pictures import Painter, draw_found, draw_truth, paint_boxes
 from sed.evaluation.visualize import contact_sheet, write_png
 

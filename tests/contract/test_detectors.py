@@ -59,7 +59,7 @@ def test_dense_shapes_and_anchor_order(case, detector):
 
 
 def decode(anchors, deltas):
-    """Boxes [N, M, 4] by hand: centre + delta x size, size x exp(delta), where exp's argument is at most ln(1000/16)."""
+    """Boxes [N, M, 4] by hand: centre + delta x size, size x exp(delta), its argument at most ln(1000 / 16)."""
     size = anchors[:, 2:] - anchors[:, :2]
     centre = (anchors[:, :2] + anchors[:, 2:]) / 2 + deltas[..., :2] * size
     half = size * deltas[..., 2:].clamp(max=math.log(1000 / 16)).exp() / 2
@@ -183,7 +183,9 @@ def test_half_size_view_pairs_level_by_level(case, detector):
         torch.testing.assert_close(a.logits.flatten(), cells.mean((2, 4)).flatten())
         cells = whole.deltas.view(2, rows // 2, 2, columns // 2, 2, -1)
         torch.testing.assert_close(a.deltas.flatten(), cells.mean((2, 4)).flatten())
-        assert torch.equal(a.valid.flatten(), whole.valid.view(2, rows // 2, 2, columns // 2, 2, -1).all(4).all(2).flatten())
+        assert torch.equal(
+            a.valid.flatten(), whole.valid.view(2, rows // 2, 2, columns // 2, 2, -1).all(4).all(2).flatten()
+        )
         torch.testing.assert_close(b.logits, half_dense.levels[0].logits)
         return
     assert [(a.level, b.level) for a, b in pairs] == [(f, f - 1) for f in levels[1:]]

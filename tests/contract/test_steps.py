@@ -39,10 +39,13 @@ def test_detections_equal_the_stock_models(case, detector):
     detector.eval()
     images = make_images(SIZES)
     for ours, stock in zip(detector.detect(images), case.stock_detections(detector, images), strict=True):
-        assert len(ours.boxes) > 5
-        torch.testing.assert_close(ours.boxes, stock.boxes)
-        torch.testing.assert_close(ours.scores, stock.scores)
-        assert torch.equal(ours.classes, stock.classes)
+        assert len(ours.boxes) == len(stock.boxes) > 5
+        # pairwise, so that two scores that agree in seven digits may change places
+        same = (ours.boxes[:, None] - stock.boxes).abs().amax(-1) < 0.01  # [D, D], pixels
+        same &= (ours.scores[:, None] - stock.scores).abs() < 1e-4
+        same &= ours.classes[:, None] == stock.classes
+        assert same.any(0).all()
+        assert same.any(1).all()
         assert (ours.scores.diff() <= 0).all()
         assert not ours.boxes.requires_grad
 

@@ -14,7 +14,7 @@ from detectron2.modeling import build_model
 
 from sed.d2.checkpoint import export, load_weights
 from sed.d2.config import stock_config
-from sed.detectors.files import CheckpointError, save_atomic
+from sed.data.files import CheckpointError, save_atomic
 from sed.detectors.weights import WeightsError
 from tests.reference.detectron2_run import make_trainer, stock_weights, tiny_config
 
@@ -120,6 +120,21 @@ def test_an_exported_file_knows_its_preprocessing(tmp_path, squares):
     other = tiny_config(squares, tmp_path, INPUT__FORMAT="BGR")
     with pytest.raises(WeightsError, match=r"model_final.pth was trained with INPUT.FORMAT 'RGB' \(here 'BGR'\)"):
         load_weights(build_model(other), str(tmp_path / "model_final.pth"), other)
+
+
+def test_a_config_takes_over_what_an_exported_file_was_trained_for(tmp_path, squares):
+    """custom.yaml says coco (BGR, other anchors); its teacher is evaluated with MODEL.WEIGHTS model_final.pth."""
+    trained = tiny_config(squares, tmp_path, INPUT__FORMAT="BGR", MODEL__ANCHOR_GENERATOR__SIZES="[[8], [9], [10], [11]]")
+    path = tmp_path / "model_final.pth"
+    export(build_model(trained), path, trained)
+    cfg = tiny_config(squares, tmp_path, MODEL__WEIGHTS=path)
+    assert cfg.INPUT.FORMAT == "BGR"
+    load_weights(build_model(cfg), str(path), cfg)
+    assert trained.MODEL.ANCHOR_GENERATOR.SIZES == [[8], [9], [10], [11]]
+    explicit = tiny_config(squares, tmp_path, MODEL__WEIGHTS=path, INPUT__FORMAT="RGB")
+    assert explicit.INPUT.FORMAT == "RGB"
+    with pytest.raises(WeightsError, match=r"INPUT.FORMAT 'BGR' \(here 'RGB'\)"):
+        load_weights(build_model(explicit), str(path), explicit)
 
 
 def test_stock_detectron2_loads_an_exported_file(tmp_path, squares, caplog):

@@ -38,6 +38,14 @@ def test_records_are_detectron2_dataset_dicts(make_coco) -> None:
     }
 
 
+def test_the_json_of_a_set_is_known(make_coco, tmp_path) -> None:
+    sources = [str(make_coco(name=name, seed=seed).write()) for seed, name in enumerate("ab")]
+    assert load_dataset(sources[0]).json_file == sources[0]
+    assert load_datasets(sources[:1]).json_file == sources[0]
+    assert load_datasets(sources).json_file == ""  # none holds both
+    assert load_dataset(str(tmp_path), labeled=False).json_file == ""
+
+
 def test_unlabelled_records_have_no_annotations(make_coco) -> None:
     path = make_coco().write()
     assert all("annotations" not in r for r in load_dataset(str(path), labeled=False).records)

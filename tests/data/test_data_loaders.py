@@ -15,7 +15,7 @@ from sed.core.structures import LabeledBatch, UnlabeledBatch
 from sed.data.catalog import strip_annotations
 from sed.data.coco import load_coco
 from sed.data.errors import DataError
-from sed.data.loaders import Stream, collate_labeled, collate_unlabeled, plan, test_loader
+from sed.data.loaders import Stream, collate_labeled, collate_unlabeled, permutations, plan, test_loader
 from sed.data.mapper import LABELED, UNLABELED, Mapper
 
 WIDE, TALL = (40, 60), (60, 40)
@@ -90,6 +90,20 @@ def test_streams_and_seeds_differ() -> None:
     assert len({tuple(order) for order in orders}) == 4
 
 
+def test_the_default_order_is_pinned() -> None:
+    """Permutations of default_rng([seed, stream, epoch]): a run that is resumed depends on it."""
+    wanted = [i for epoch in (0, 1) for i in np.random.default_rng([5, 1, epoch]).permutation(6).tolist()]
+    assert take(permutations(6, seed=5, stream_id=1), 12) == wanted
+    ungrouped = plan([WIDE] * 6, 4, seed=5, stream_id=1)
+    assert indices(take(ungrouped, 3)) == wanted
+
+
+def test_an_order_of_ones_own_is_grouped_and_divided() -> None:
+    sizes = [WIDE, TALL, WIDE, WIDE]
+    batches = take(plan(sizes, 2, 0, 0, order=lambda: itertools.cycle([3, 1, 0, 1, 3, 2])), 4)
+    assert batches == [[(0, 3), (1, 0)], [(2, 1), (3, 1)], [(4, 3), (5, 2)], [(6, 3), (7, 0)]]
+
+
 # ---------------------------------------------------------------------------------------------- streams
 def test_batches_are_padded_and_complete(records: list[dict]) -> None:
     batch = next(labeled_stream(records))
@@ -112,6 +126,16 @@ def test_seek_goes_on_exactly(records: list[dict], workers: int) -> None:
     stream.seek(2)
     assert equal(next(stream), whole[2])
     assert stream.position == 3
+
+
+def test_seek_with_an_order_of_ones_own(records: list[dict]) -> None:
+    stream = Stream(
+        records, lambda r, p: (p, r["image_id"]), 2, 0, 0, list, False, order=lambda: itertools.cycle([2, 0, 5])
+    )
+    whole = take(stream, 6)
+    assert whole[:3] == [[(0, 12), (1, 10)], [(2, 15), (3, 12)], [(4, 10), (5, 15)]]
+    stream.seek(4)
+    assert take(stream, 2) == whole[4:]
 
 
 def test_consecutive_batches_differ(records: list[dict]) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from sed.data.augmentation import StrongAugmentation
 from sed.data.errors import DataError
-from sed.data.mapper import LABELED, Mapper, read_image
+from sed.data.mapper import LABELED, Mapper, check_file, read_image
 
 
 def make_record(path: Path, height: int, width: int, boxes: list | None = None, crowd: int = 0) -> dict:
@@ -135,6 +135,15 @@ def test_test_images_are_not_random(marked: dict) -> None:
 def test_missing_image(tmp_path) -> None:
     with pytest.raises(DataError, match=r"gone\.jpg: image cannot be read \(No such file"):
         read_image(make_record(tmp_path / "gone.jpg", 1, 1))
+    with pytest.raises(DataError, match=r"gone\.jpg: image cannot be read \(No such file"):
+        check_file(str(tmp_path / "gone.jpg"))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "webp"])
+def test_a_whole_file_is_not_decoded_to_check_it(tmp_path, make_image, monkeypatch, suffix: str) -> None:
+    path = make_image(tmp_path / f"whole.{suffix}", 60, 100)
+    monkeypatch.setattr("sed.data.mapper._check_whole", lambda path: pytest.fail("decoded"))
+    check_file(str(path))
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
@@ -145,14 +154,16 @@ def test_truncated_image(tmp_path, make_image, suffix: str, keep: float) -> None
     assert read_image(make_record(path, 60, 100)).shape == (60, 100, 3)
     path.write_bytes(data[: int(len(data) * keep)])
     fault = "truncated or damaged" if keep else "not a readable"
-    with pytest.raises(DataError, match=rf"cut\.{suffix}: {fault} image"):
-        read_image(make_record(path, 60, 100))
+    for read in (lambda: read_image(make_record(path, 60, 100)), lambda: check_file(str(path))):
+        with pytest.raises(DataError, match=rf"cut\.{suffix}: {fault} image"):
+            read()
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
 def test_bytes_after_the_end_are_no_truncation(tmp_path, make_image, suffix: str) -> None:
     path = make_image(tmp_path / f"long.{suffix}", 60, 100)
     path.write_bytes(path.read_bytes() + b"\0" * 500)
+    check_file(str(path))
     assert read_image(make_record(path, 60, 100)).shape == (60, 100, 3)
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from sed.data.files import CheckpointError, checkpoints
 from sed.data.rng import rng_state, set_rng_state
 from sed.engine import checkpoint
-from sed.engine.checkpoint import CheckpointError
 from tests.reference.training import TinyDetector, make_trainer, same
 
 
@@ -46,9 +46,9 @@ def test_the_file_appears_only_when_whole(tmp_path, monkeypatch):
 def test_keep_last_k_never_deletes_the_new_one(tmp_path):
     for step in (1, 2, 30, 10_000_000):
         checkpoint.save({"method": {}}, tmp_path, step, kept=2)
-    assert [p.name for p in checkpoint.checkpoints(tmp_path)] == ["checkpoint_0000030.pth", "checkpoint_10000000.pth"]
+    assert [p.name for p in checkpoints(tmp_path)] == ["checkpoint_0000030.pth", "checkpoint_10000000.pth"]
     checkpoint.save({"method": {}}, tmp_path, 5, kept=0)
-    assert [p.name for p in checkpoint.checkpoints(tmp_path)] == ["checkpoint_0000005.pth"]
+    assert [p.name for p in checkpoints(tmp_path)] == ["checkpoint_0000005.pth"]
 
 
 def test_unreadable_files_are_named(tmp_path):
@@ -103,7 +103,7 @@ def test_plain_weights_are_copies():
 def test_teacher_or_student_of_a_full_checkpoint(tmp_path):
     trainer = make_trainer(tmp_path, max_iter=6)
     trainer.train()
-    path = checkpoint.checkpoints(tmp_path)[-1]
+    path = checkpoints(tmp_path)[-1]
     student, teacher = TinyDetector(), TinyDetector()
     checkpoint.load_weights(student, path, "student")
     checkpoint.load_weights(teacher, path)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sed.data.files import checkpoint_path, checkpoints
 from sed.engine import checkpoint
 from sed.engine.solver import Clip
 from sed.methods.guards import TrainingError
@@ -20,7 +21,7 @@ def log_to_caplog(monkeypatch):
 
 
 def final_state(folder, step):
-    return checkpoint.read_full(checkpoint.checkpoint_path(folder, step))
+    return checkpoint.read_full(checkpoint_path(folder, step))
 
 
 def losses(folder):
@@ -39,8 +40,8 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, stop):
     # Runs to the end; what is beyond `stop` is taken away, except for the lines that a killed run had logged
     make_trainer(halves, **setting, checkpoints_kept=9).train()
     for step in range(stop + 1, 7):
-        checkpoint.checkpoint_path(halves, step).unlink()
-    kept = checkpoint.checkpoint_path(halves, stop)
+        checkpoint_path(halves, step).unlink()
+    kept = checkpoint_path(halves, stop)
     second = make_trainer(halves, **setting)
     torch.manual_seed(12345)  # the new process starts from other random numbers
     second.resume(kept)
@@ -57,7 +58,7 @@ def test_dropout_makes_the_random_state_matter(tmp_path):
     trainer.train()
     expected = trainer.method.state_dict()
     again = make_trainer(tmp_path, **setting)
-    again.resume(checkpoint.checkpoint_path(tmp_path, 3))
+    again.resume(checkpoint_path(tmp_path, 3))
     torch.manual_seed(7)
     again.train()
     assert any(not torch.equal(expected[name], value) for name, value in again.method.state_dict().items())
@@ -68,7 +69,7 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path):
     trainer.train()
     before = {name: value.clone() for name, value in trainer.method.state_dict().items()}
     again = make_trainer(tmp_path, evaluate=lambda d: {"AP": 3.0})
-    again.resume(checkpoint.checkpoints(tmp_path)[-1])
+    again.resume(checkpoints(tmp_path)[-1])
     counters = again.train()
     same(dict(again.method.state_dict()), before)
     assert counters.best["AP"] == 3.0
@@ -121,7 +122,7 @@ def test_a_non_finite_step_leaves_no_trace_and_is_counted(tmp_path, caplog, norm
     assert states == [0, 2]  # the teacher waited
     assert "step 1: loss or gradient is not finite; step skipped (1 in all)" in caplog.text
     assert losses(tmp_path)[-1]["skipped"] == 1
-    assert not checkpoint.checkpoint_path(tmp_path, 2).exists()  # not saved in the midst of a bad row
+    assert not checkpoint_path(tmp_path, 2).exists()  # not saved in the midst of a bad row
     assert all(torch.isfinite(v).all() for v in trainer.method.state_dict().values())
 
 
@@ -129,7 +130,7 @@ def test_a_row_of_them_stops_the_training_and_keeps_the_last_good_checkpoint(tmp
     trainer = make_trainer(tmp_path, max_iter=40, burn_in=99, poison=tuple(range(5, 40)), max_skipped=20)
     with pytest.raises(TrainingError, match=r"20 times in a row.*checkpoint_0000004.pth.*SOLVER.BASE_LR"):
         trainer.train()
-    kept = checkpoint.checkpoints(tmp_path)
+    kept = checkpoints(tmp_path)
     assert kept[-1].name == "checkpoint_0000004.pth"
     state = checkpoint.read_full(kept[-1])["method"]
     assert all(torch.isfinite(value).all() for value in state.values())
@@ -289,12 +290,12 @@ def test_tensorboard_events_are_written(tmp_path):
 
 def test_only_the_last_checkpoints_are_kept(tmp_path):
     make_trainer(tmp_path, max_iter=7, checkpoint_period=1, checkpoints_kept=3).train()
-    assert [p.name for p in checkpoint.checkpoints(tmp_path)] == [f"checkpoint_000000{s}.pth" for s in (5, 6, 7)]
+    assert [p.name for p in checkpoints(tmp_path)] == [f"checkpoint_000000{s}.pth" for s in (5, 6, 7)]
 
 
 def test_wrong_architecture_is_one_clear_error(tmp_path):
     make_trainer(tmp_path, max_iter=2).train()
-    path = checkpoint.checkpoints(tmp_path)[-1]
+    path = checkpoints(tmp_path)[-1]
     other = make_trainer(tmp_path, detector={"channels": 6})
     with pytest.raises(
         checkpoint.CheckpointError, match=r"checkpoint_0000002.*backbone.0.weight is \(4, 3, 3, 3\) there"

@@ -15,6 +15,7 @@ import torch
 
 from sed.config import ConfigError, load_config
 from sed.data.errors import DataError
+from sed.data.files import checkpoint_path, checkpoints
 from sed.engine import checkpoint
 from sed.engine.build import build_student
 from sed.engine.run import evaluate_only, train
@@ -85,18 +86,18 @@ def test_killed_at_a_random_step_and_resumed_is_bit_for_bit_the_same(data, strai
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     chosen = random.SystemRandom().randrange(1, STEPS - 3)
     deadline = time.monotonic() + 120
-    while not any(int(p.stem[-7:]) >= chosen for p in checkpoint.checkpoints(folder)):
+    while not any(int(p.stem[-7:]) >= chosen for p in checkpoints(folder)):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.005)
     time.sleep(random.SystemRandom().uniform(0, 0.1))  # anywhere within a step
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    reached = int(checkpoint.checkpoints(folder)[-1].stem[-7:])
+    reached = int(checkpoints(folder)[-1].stem[-7:])
     assert chosen <= reached < STEPS, f"killed too late: {reached}"
 
     counters = train(config(data, folder, **extra), resume=True)
-    expected, found = (checkpoint.read_full(checkpoint.checkpoint_path(f, STEPS)) for f in (straight[0], folder))
+    expected, found = (checkpoint.read_full(checkpoint_path(f, STEPS)) for f in (straight[0], folder))
     same(expected, found)
     same(vars(straight[1]), vars(counters))
     for name in ("model_final.pth", "model_best.pth"):
@@ -109,7 +110,7 @@ def test_what_a_run_leaves(straight, data):
     for name in ("config.yaml", "versions.json", "split.json", "log.txt", "metrics.jsonl", "predictions.png"):
         assert (folder / name).stat().st_size > 0, name
     assert list(folder.glob("events.out.tfevents.*"))
-    assert len(checkpoint.checkpoints(folder)) == 3
+    assert len(checkpoints(folder)) == 3
     assert not list(folder.glob(".*"))  # no half-written file
     first = (folder / "log.txt").read_text().splitlines()[0]
     assert "engine: torchvision (" in first
@@ -132,7 +133,7 @@ def test_model_final_is_the_teacher_for_stock_torchvision(straight, data):
     detector = build_student(config(data, folder), "")
     final = torch.load(folder / "model_final.pth", weights_only=True)
     detector.model.load_state_dict(final)  # the stock model, strictly
-    teacher = build_student(config(data, folder), str(checkpoint.checkpoints(folder)[-1]))  # a full checkpoint's
+    teacher = build_student(config(data, folder), str(checkpoints(folder)[-1]))  # a full checkpoint's
     same(dict(detector.state_dict()), dict(teacher.state_dict()))
 
 

@@ -42,19 +42,21 @@ OVERRIDES = {
 }
 
 
+LOSSES = {  # two-stage or not: Detectron2's names -> ours
+    True: {
+        "loss_rpn_cls": "dense_cls",
+        "loss_rpn_loc": "dense_box",
+        "loss_cls": "region_cls",
+        "loss_box_reg": "region_box",
+    },
+    False: {"loss_cls": "dense_cls", "loss_box_reg": "dense_box"},
+}
+
+
 class Detectron2Case(Case):
     """A config of `OVERRIDES`; its stock twin is Detectron2's own class, built from `stock_config`."""
 
     anchor_error = 1e-3
-    loss_names = {  # Detectron2's -> ours
-        True: {
-            "loss_rpn_cls": "dense_cls",
-            "loss_rpn_loc": "dense_box",
-            "loss_cls": "region_cls",
-            "loss_box_reg": "region_box",
-        },
-        False: {"loss_cls": "dense_cls", "loss_box_reg": "dense_box"},
-    }
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -110,7 +112,7 @@ class Detectron2Case(Case):
         torch.manual_seed(seed)
         with EventStorage():
             losses = stock(rows)
-        return {self.loss_names[self.two_stage][name]: loss for name, loss in losses.items()}
+        return {LOSSES[self.two_stage][name]: loss for name, loss in losses.items()}
 
     def stock_detections(self, detector: Any, images: Images) -> list[Detections]:
         with torch.no_grad():

@@ -90,18 +90,20 @@ class Case(ABC):
         """A detector, and a stock model built without this project that has loaded its exported weights."""
 
 
+LOSSES = {  # torchvision's names -> ours
+    "loss_objectness": "dense_cls",
+    "loss_rpn_box_reg": "dense_box",
+    "loss_classifier": "region_cls",
+    "loss_box_reg": "region_box",
+    "classification": "dense_cls",
+    "bbox_regression": "dense_box",
+}
+
+
 class TorchvisionCase(Case):
     """A `DetectorSpec` of `tests.reference.detectors`; torchvision rounds base anchors to whole pixels."""
 
     anchor_error = 1.0
-    loss_names = {  # torchvision's -> ours
-        "loss_objectness": "dense_cls",
-        "loss_rpn_box_reg": "dense_box",
-        "loss_classifier": "region_cls",
-        "loss_box_reg": "region_box",
-        "classification": "dense_cls",
-        "bbox_regression": "dense_box",
-    }
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -138,7 +140,7 @@ class TorchvisionCase(Case):
         model = self._stock(detector).train()
         torch.manual_seed(seed)
         losses = model(self._inputs(batch.images), targets)
-        return {self.loss_names[name]: loss for name, loss in losses.items()}
+        return {LOSSES[name]: loss for name, loss in losses.items()}
 
     def stock_detections(self, detector: Any, images: Images) -> list[Detections]:
         rows = self._stock(detector).eval()(self._inputs(images))

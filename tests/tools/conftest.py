@@ -1,15 +1,11 @@
 """A tiny digits set, and a detector of each engine with fresh weights whose lowest scores count too."""
 
 import os
-import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
 from sed.data.digits import make_digits
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))  # as `python tools/predict.py` has it
 
 CONFIG = "configs/quickstart.yaml"
 OPTS = ["MODEL.DEVICE", "cpu", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "TEST.IMS_PER_BATCH", "2"]

@@ -107,6 +107,24 @@ def test_predictions_are_drawn_beside_the_truth(tmp_path, opts, weights):
     }
 
 
+@pytest.mark.parametrize(("mode", "pictures"), [("ground_truth", 2), ("views", 6), ("predictions", 4)])
+def test_the_engine_draws(mode, pictures, tmp_path, opts, weights, monkeypatch):
+    """All pictures come from the driver's painter: on Detectron2, its `Visualizer`."""
+    drawn = []
+
+    def paint(image, corners, categories, scores, classes):
+        assert len(corners) == len(categories)
+        assert classes == ("0", "1", "2", "3", "4")
+        drawn.append(len(scores))
+        return image
+
+    monkeypatch.setattr(engines.pick(CONFIG, opts), "painter", lambda dataset: paint)
+    words = ["--config-file", CONFIG, "--mode", mode, "--weights", weights, "--score-threshold", "0", "--count", "2"]
+    visualize.main([*words, "--output", str(tmp_path), *opts])
+    assert len(drawn) == pictures
+    assert sum(drawn) == (10 if mode == "predictions" else 0)  # five detections an image
+
+
 def test_bad_input_is_one_clear_line(tmp_path, opts):
     words = ["--config-file", CONFIG, "--output", str(tmp_path), "--mode"]
     with pytest.raises(SystemExit, match=r"holds no model_best\.pth"):

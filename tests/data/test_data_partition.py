@@ -1,0 +1,112 @@
+"""What a run trains on: split, strip, filter and the checks between the sets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+
+from sed.data.catalog import Dataset, load_dataset
+from sed.data.errors import DataError
+from sed.data.partition import Data, Split, check_num_classes, partition
+
+OPTIONS = {"method": "sed", "filter_empty": False, "num_classes": 2, "classes_key": "MODEL.X.NUM_CLASSES"}
+
+
+def never() -> Dataset:
+    raise AssertionError("was read")
+
+
+@pytest.fixture
+def loaders(make_coco) -> Callable[[str, int], Callable[[], Dataset]]:
+    """loaders(name, seed) -> a function that reads a set of 6 images."""
+
+    def make(name: str, seed: int) -> Callable[[], Dataset]:
+        coco = make_coco([(40, 60)] * 6, name=name, seed=seed)
+        return partial(load_dataset, str(coco.write()))
+
+    return make
+
+
+def run(train, unlabeled=None, tests=lambda: [], divide=Split(), **options) -> Data:  # noqa: B008 (frozen)
+    return partition(train, unlabeled, tests, divide=divide, **{**OPTIONS, **options})
+
+
+def ids(records: list[dict]) -> list[int]:
+    return [record["image_id"] for record in records]
+
+
+@pytest.mark.parametrize("divide", [Split(count=2, fold=1), Split(percent=40.0, fold=1)])
+def test_a_split(loaders, divide: Split) -> None:
+    train = loaders("train", 0)
+    data = run(train, divide=divide)
+    assert len(data.labeled) == 2
+    assert sorted(ids(data.labeled.records) + ids(data.unlabeled)) == list(range(10, 16))
+    assert all(record["annotations"] for record in data.labeled.records)
+    assert not any("annotations" in record for record in data.unlabeled)
+    assert (data.labeled.classes, data.labeled.category_ids) == (("dog", "cat"), (3, 7))
+    assert data.tests == ()
+
+
+def test_an_unlabelled_set_and_tests(loaders) -> None:
+    train, extra, first, second = (loaders(name, seed) for seed, name in enumerate("abcd"))
+    data = run(train, extra, lambda: [first(), second()])  # extra is labelled: its annotations must go
+    assert (len(data.labeled), len(data.unlabeled)) == (6, 6)
+    assert not any("annotations" in record for record in data.unlabeled)
+    assert [test.name for test in data.tests] == [first().name, second().name]
+
+
+def test_the_control_reads_no_unlabelled_image(loaders) -> None:
+    train = loaders("train", 0)
+    assert run(train, never, method="supervised").unlabeled == []
+    split = run(train, divide=Split(count=2), method="supervised")  # the same split as that of its rival
+    assert (len(split.labeled), len(split.unlabeled)) == (2, 4)
+
+
+def test_empty_labelled_images(make_coco) -> None:
+    coco = make_coco([(40, 60)] * 6)
+    coco.content["annotations"] = coco.content["annotations"][:1]
+    train = partial(load_dataset, str(coco.write()))
+    assert len(run(train, divide=Split(count=4)).labeled) == 4
+    assert ids(run(train, filter_empty=True, method="supervised").labeled.records) == [10]
+    fold = next(f for f in range(9) if 10 not in ids(run(train, divide=Split(count=1, fold=f)).labeled.records))
+    with pytest.raises(DataError, match=r"set\.json: none of its 1 images has a box"):
+        run(train, divide=Split(count=1, fold=fold), filter_empty=True)
+
+
+def test_what_cannot_be(loaders) -> None:
+    train = loaders("train", 0)
+    with pytest.raises(DataError, match=r"DATASETS\.UNLABELED and a split .* exclude each other"):
+        run(never, never, divide=Split(count=1))
+    for none in ({}, {"divide": Split(percent=100.0)}):
+        with pytest.raises(DataError, match=r"SEMI\.METHOD is sed, but there is no unlabelled image"):
+            run(train, **none)
+    with pytest.raises(DataError, match="expected 1 to 6"):
+        run(train, divide=Split(count=7))
+    with pytest.raises(DataError, match=r"MODEL\.X\.NUM_CLASSES is 5, but .*set\.json has 2 categories \(dog, cat\)"):
+        run(train, divide=Split(count=1), num_classes=5)
+
+
+def test_no_image_is_in_two_sets(loaders, make_coco) -> None:
+    train, test = loaders("train", 0), loaders("test", 1)
+    split = Split(count=3)
+    with pytest.raises(DataError, match=r"both in the (un)?labelled and in the validation set"):
+        run(train, None, lambda: [test(), train()], split)
+    with pytest.raises(DataError, match="labelled"):
+        run(train, loaders("copy", 0))  # other files, the same bytes
+
+
+def test_all_sets_have_the_same_classes(loaders, make_coco) -> None:
+    other = make_coco([(40, 60)] * 2, name="other", seed=2)
+    other.content["categories"][0]["name"] = "bird"
+    tests = [loaders("test", 1)(), load_dataset(str(other.write()))]
+    with pytest.raises(DataError, match=r"other/set\.json must have the same categories"):
+        run(loaders("train", 0), None, lambda: tests, Split(count=3))
+
+
+def test_number_of_classes() -> None:
+    dataset = Dataset("mine", [], ("a", "b"), (1, 2))
+    check_num_classes(dataset, 2, "K")
+    with pytest.raises(DataError, match=r"^K is 80, but mine has 2 categories \(a, b\); set it to 2$"):
+        check_num_classes(dataset, 80, "K")
