@@ -11,6 +11,7 @@ A file of ours may also start from a config of Detectron2's model zoo, and then 
 from __future__ import annotations
 
 import copy
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from sed import config as ours
 from sed.config import ZOO, ConfigError, leaves
 from sed.data.files import read
 
+log = logging.getLogger(__name__)
 # What our defaults are in keys that only Detectron2 has: a pyramid, and the preprocessing of torchvision's weights
 IMPLIED: dict[str, Any] = {
     "INPUT.FORMAT": "RGB",
@@ -180,6 +182,7 @@ def _resolve(cfg: CfgNode, from_zoo: bool) -> None:
         raise ConfigError(f"INPUT.MIN_SIZE_TRAIN is {tuple(sizes)}; expected one length in pixels or a range of two")
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range":
         cfg.INPUT.MIN_SIZE_TRAIN = (min(sizes), max(sizes))
+    _shorten_schedule(cfg.SOLVER)
     cfg.SOLVER.IMS_PER_BATCH = cfg.SEMI.IMS_PER_BATCH_LABELED + cfg.SEMI.IMS_PER_BATCH_UNLABELED
     if m.RESNETS.DEPTH in (18, 34):
         m.RESNETS.RES2_OUT_CHANNELS = 64  # of the basic blocks
@@ -206,6 +209,14 @@ def _resolve(cfg: CfgNode, from_zoo: bool) -> None:
         _set_preprocessing(cfg, zoo)
         if mine == "ScaleConsistentRetinaNet":
             m.ANCHOR_GENERATOR.SIZES = zoo.MODEL.ANCHOR_GENERATOR.SIZES
+
+
+def _shorten_schedule(s: CfgNode) -> None:
+    """Drops and warm-up of a run that is shorter than they are, as the native engine has it; Detectron2 would fail."""
+    reached = tuple(step for step in s.STEPS if step < s.MAX_ITER)
+    if len(reached) < len(s.STEPS):
+        log.warning("SOLVER.STEPS %s: those from SOLVER.MAX_ITER %d on are never reached", tuple(s.STEPS), s.MAX_ITER)
+    s.STEPS, s.WARMUP_ITERS = reached, min(s.WARMUP_ITERS, s.MAX_ITER - 1)
 
 
 def _pyramid_of(m: CfgNode, mine: str) -> None:

@@ -40,12 +40,11 @@ def train(cfg: CfgNode, resume: bool = False) -> Counters:
     Returns:
         Counters with the best and the last evaluation.
     """
-    engine, why = select_engine(cfg.ENGINE)
     folder = Path(cfg.OUTPUT_DIR)
     last = claim_folder(folder, resume)
     _barrier()  # all have looked before anyone writes
     setup_logging(folder, rank())
-    log.info("engine: %s (%s)", engine, why)
+    log.info("engine: torchvision (%s)", _why(cfg))
 
     # --- data, then model: whatever is wrong with the data is said before anything is downloaded
     device = build.resolve_device(cfg.MODEL.DEVICE)
@@ -122,8 +121,7 @@ def evaluate_only(cfg: CfgNode, resume: bool = False, which: str = "teacher") ->
     """
     folder, weights = Path(cfg.OUTPUT_DIR), cfg.MODEL.WEIGHTS
     setup_logging(None, rank())
-    engine, why = select_engine(cfg.ENGINE)
-    log.info("engine: %s (%s)", engine, why)
+    log.info("engine: torchvision (%s)", _why(cfg))
     device = build.resolve_device(cfg.MODEL.DEVICE)
     test = build.build_test_set(cfg)
     saved = checkpoints(folder)
@@ -147,6 +145,11 @@ def evaluate_only(cfg: CfgNode, resume: bool = False, which: str = "teacher") ->
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"evaluation_{which}.json").write_text(json.dumps({"weights": source, **results}, indent=1))
     return results
+
+
+def _why(cfg: CfgNode) -> str:
+    engine, why = select_engine(cfg.ENGINE)
+    return why if engine == "torchvision" else "called by its name"
 
 
 def _seed(seed: int) -> None:

@@ -123,14 +123,14 @@ def test_an_exported_file_knows_its_preprocessing(tmp_path, squares):
 
 
 def test_a_config_takes_over_what_an_exported_file_was_trained_for(tmp_path, squares):
-    """custom.yaml says coco (BGR, other anchors); its teacher is evaluated with MODEL.WEIGHTS model_final.pth."""
-    trained = tiny_config(squares, tmp_path, INPUT__FORMAT="BGR", MODEL__ANCHOR_GENERATOR__SIZES="[[8], [9], [10], [11]]")
+    """custom.yaml says coco (BGR); its teacher is evaluated with MODEL.WEIGHTS model_final.pth. Explicit keys win."""
+    trained = tiny_config(squares, tmp_path, INPUT__FORMAT="BGR", MODEL__ANCHOR_GENERATOR__ASPECT_RATIOS="[[2.0]]")
     path = tmp_path / "model_final.pth"
     export(build_model(trained), path, trained)
     cfg = tiny_config(squares, tmp_path, MODEL__WEIGHTS=path)
     assert cfg.INPUT.FORMAT == "BGR"
+    assert cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS == [[1.0]]  # as digits.yaml says
     load_weights(build_model(cfg), str(path), cfg)
-    assert trained.MODEL.ANCHOR_GENERATOR.SIZES == [[8], [9], [10], [11]]
     explicit = tiny_config(squares, tmp_path, MODEL__WEIGHTS=path, INPUT__FORMAT="RGB")
     assert explicit.INPUT.FORMAT == "RGB"
     with pytest.raises(WeightsError, match=r"INPUT.FORMAT 'BGR' \(here 'RGB'\)"):

@@ -20,7 +20,7 @@ from sed import config as native
 from sed.config import ConfigError, leaves
 from sed.core.structures import Images
 from sed.d2 import ScaleConsistentRetinaNet, add_sed_config, load_config
-from sed.d2.config import COCO, IMPLIED, preprocessing, stock_config
+from sed.d2.config import COCO, IMPLIED, preprocessing, stock_config, zoo_config
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -250,10 +250,8 @@ class TestZoo:
     )
     def test_base(self, write, name, mine, maps, weights):
         cfg = load_config(write(zoo(name, "SEMI:\n  LABELED_COUNT: 7\n")))
-        zoo_cfg = detectron2_cfg()
-        zoo_cfg.merge_from_file(str(Path(detectron2.__file__).parent / "model_zoo" / "configs" / f"{name}.yaml"))
         values = dict(leaves(cfg))
-        changed = {key for key, value in leaves(zoo_cfg) if values[key] != value}
+        changed = {key for key, value in leaves(zoo_config(f"{name}.yaml")) if values[key] != value}
         assert changed == {"MODEL.META_ARCHITECTURE", "MODEL.DEVICE", "SEED"}  # all else is as it stands there
         assert (cfg.SEMI.LABELED_COUNT, cfg.SED.REWEIGHT.BINS) == (7, OURS["SED.REWEIGHT.BINS"])
         assert cfg.MODEL.WEIGHTS == f"detectron2://ImageNetPretrained/{weights}"

@@ -35,6 +35,7 @@ def data(tmp_path_factory):
 
 def overrides(data, output, **more) -> list[str]:
     values = {
+        "ENGINE": "torchvision",
         "OUTPUT_DIR": output,
         "DATASETS.TRAIN": f"['{data['train']}']",
         "DATASETS.TEST": f"['{data['test']}']",

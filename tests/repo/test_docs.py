@@ -1,4 +1,4 @@
-"""The documents: every README command is run by something, every link leads somewhere, files stay short."""
+"""The documents: every command of the README is run by something, every link leads somewhere, files stay short."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 OUTSIDE = {"build", "dist", "output", "shared"}  # and whatever begins with a dot
 
-# Every command of a ```bash fence in README.md, and what runs it: FILE::TEXT, where TEXT stands in FILE.
-# A command that needs eight GPUs or a user's data names the test that runs the same path on what is here.
+# Every command of a ```bash fence in PAGES, and what runs it: FILE::TEXT, where TEXT stands in FILE. A command
+# that needs eight GPUs or a user's data names the test that runs the same path on what is here.
 RUN_AS_IT_STANDS = "tests/tools/test_readme.py::def test_the_commands_run_as_they_stand"
+ON_DETECTRON2 = "tests/tools/test_readme.py::def test_the_commands_for_detectron2_run_as_they_stand"
+COCO = "--config-file configs/coco_10.yaml"
 CUSTOM = "--config-file configs/custom.yaml"
 COMMANDS = {
     "make quickstart": "tests/tools/test_quickstart.py::def test_the_whole_quick_start",
@@ -25,7 +27,13 @@ COMMANDS = {
     f".venv/bin/python tools/predict.py {CUSTOM} --weights output/custom/model_final.pth --input my/photos "
     "--output predictions.json": RUN_AS_IT_STANDS,
     ".venv/bin/python tools/train_net.py --num-gpus 8 --config-file configs/coco_10.yaml": RUN_AS_IT_STANDS,
+    f".venv/bin/python tools/train_net.py --num-gpus 8 {COCO} ENGINE detectron2": ON_DETECTRON2,
+    f".venv/bin/python tools/train_net.py --num-gpus 8 {COCO} --resume ENGINE detectron2": ON_DETECTRON2,
+    f".venv/bin/python tools/train_net.py {COCO} --eval-only ENGINE detectron2 "
+    "MODEL.WEIGHTS output/coco_10/model_final.pth": ON_DETECTRON2,
+    f".venv/bin/python tools/visualize.py {COCO} --mode predictions ENGINE detectron2": ON_DETECTRON2,
 }
+PAGES = ("README.md", "docs/detectron2.md")
 
 
 def tree(pattern: str) -> list[Path]:
@@ -85,10 +93,10 @@ def broken_links(path: Path) -> list[str]:
     return broken
 
 
-def test_every_readme_command_is_in_the_table_and_the_table_holds_no_other() -> None:
-    readme = (ROOT / "README.md").read_text()
-    assert unknown_commands(readme, COMMANDS) == []
-    assert set(COMMANDS) - set(commands(readme)) == set()
+def test_every_command_is_in_the_table_and_the_table_holds_no_other() -> None:
+    text = "".join((ROOT / page).read_text() for page in PAGES)
+    assert unknown_commands(text, COMMANDS) == []
+    assert set(COMMANDS) - set(commands(text)) == set()
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -98,8 +106,9 @@ def test_what_runs_the_command_exists(command: str) -> None:
     assert text in (ROOT / name).read_text(), f"{command}: {name} does not hold {text!r}"
 
 
-def test_readme_commands_stand_in_bash_fences() -> None:
-    languages = {language for language, _ in fences((ROOT / "README.md").read_text())}
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_stand_in_bash_fences(page: str) -> None:
+    languages = {language for language, _ in fences((ROOT / page).read_text())}
     assert languages.isdisjoint({"sh", "shell", "console", "zsh"}), "commands belong in ```bash fences"
 
 

@@ -1,19 +1,15 @@
 """A tiny digits set, and a detector of each engine with fresh weights whose lowest scores count too."""
 
 import os
-from importlib.util import find_spec
 
 import pytest
 
 from sed.data.digits import make_digits
+from tests.reference.small import ENGINES
 
 CONFIG = "configs/quickstart.yaml"
 OPTS = ["MODEL.DEVICE", "cpu", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "TEST.IMS_PER_BATCH", "2"]
 OPTS += ["TEST.DETECTIONS_PER_IMAGE", "5"]
-NEEDS_DETECTRON2 = pytest.mark.skipif(
-    find_spec("detectron2") is None,
-    reason="needs Detectron2 (https://detectron2.readthedocs.io/tutorials/install.html)",
-)
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +26,7 @@ def data_opts(digits):
     ]
 
 
-@pytest.fixture(scope="session", params=["torchvision", pytest.param("detectron2", marks=NEEDS_DETECTRON2)])
+@pytest.fixture(scope="session", params=ENGINES)
 def engine(request):
     return request.param
 

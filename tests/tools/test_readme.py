@@ -19,7 +19,7 @@ import torchvision
 
 from sed.data.digits import make_digits
 from tests.reference.detectors import make_detector, make_labeled, make_unlabeled
-from tests.reference.small import SMALL
+from tests.reference.small import NEEDS_DETECTRON2, SMALL
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = "SOLVER.MAX_ITER 2 SOLVER.STEPS (2,) SOLVER.CHECKPOINT_PERIOD 2 TEST.EVAL_PERIOD 0 SEMI.BURN_IN 1"
@@ -27,9 +27,9 @@ OWN = "DATASETS.TRAIN my/train.json DATASETS.UNLABELED my/photos DATASETS.TEST m
 COCO = "DATASETS.TRAIN my/train.json DATASETS.TEST my/val.json SEMI.LABELED_PERCENT 0 SEMI.LABELED_COUNT 4"
 
 
-def readme_commands() -> list[list[str]]:
-    """Words of every `tools/` command of the README's bash fences, in order."""
-    fences = (ROOT / "README.md").read_text().split("```bash\n")[1:]
+def tool_commands(page: str) -> list[list[str]]:
+    """Words of every `tools/` command of a page's bash fences, in order."""
+    fences = (ROOT / page).read_text().split("```bash\n")[1:]
     text = "\n".join(fence.split("```")[0] for fence in fences).replace("\\\n", " ")
     return [shlex.split(line) for line in text.splitlines() if "tools/" in line]
 
@@ -69,18 +69,38 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_commands_run_as_they_stand(home: Path) -> None:
-    commands = readme_commands()
+    commands = tool_commands("README.md")
     assert len(commands) == 6
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     for words in commands:
-        assert words[0] == ".venv/bin/python"
-        more = f"{COCO} OUTPUT_DIR output/coco" if "configs/coco_10.yaml" in words else OWN
-        command = ["2" if word == "8" else word for word in words[1:]]  # two processes for eight GPUs
-        command = [sys.executable, *command, *shlex.split(f"ENGINE torchvision {more} {SHORT} {SMALL}")]
-        done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=240)
-        assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr[-3000:]}"
+        run(words, home, "ENGINE torchvision")
     custom = home / "output/custom"
     left = "config.yaml versions.json split.json metrics.jsonl model_best.pth model_final.pth predictions.png"
     assert [name for name in left.split() if not (custom / name).exists()] == []
     assert isinstance(json.loads((home / "predictions.json").read_text()), list)
-    assert (home / "output/coco/model_final.pth").exists()
+    assert (home / "output/coco_10/model_final.pth").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@NEEDS_DETECTRON2
+def test_the_commands_for_detectron2_run_as_they_stand(home: Path) -> None:
+    commands = tool_commands("docs/detectron2.md")
+    assert len(commands) == 4
+    shutil.rmtree(home / "output", ignore_errors=True)
+    for words in commands:
+        assert words[words.index("ENGINE") + 1] == "detectron2"
+        run(words, home, "")
+    left = "config.yaml detectron2.yaml metrics.json model_final.pth evaluation_teacher.json predictions.png"
+    assert [name for name in left.split() if not (home / "output/coco_10" / name).exists()] == []
+    assert (home / "output/coco_10/visualize/predictions/contact_sheet.png").exists()
+
+
+def run(words: list[str], home: Path, more: str) -> None:
+    assert words[0] == ".venv/bin/python"
+    data = COCO if "configs/coco_10.yaml" in words else OWN
+    small = SMALL.replace("MODEL.WEIGHTS ''", "") if "MODEL.WEIGHTS" in words else SMALL
+    command = ["2" if word == "8" else word for word in words[1:]]  # two processes for eight GPUs
+    command = [sys.executable, *command, *shlex.split(f"{more} {data} {SHORT} {small}")]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr[-3000:]}"
