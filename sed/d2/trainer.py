@@ -137,6 +137,9 @@ class SemiSupervisedTrainer(DefaultTrainer):
             files = self.checkpointer
             last = Path(files.get_checkpoint_file()) if files.has_checkpoint() else None
             raise diverged(self.iter, "is not finite", last) from error
+        finally:
+            if hasattr(self.data_loader, "close"):  # its workers would wait for the next step
+                self.data_loader.close()
 
     # ------------------------------------------------------------------------------------------ parts
     @classmethod
