@@ -15,11 +15,12 @@ import torch
 
 from sed.core.structures import Images
 from sed.core.views import downscale, pair_levels
-from tests.reference.cases import CASES, DETECTRON2, TWO_STAGE, WHY_NOT
+from tests.reference.cases import CASES, DETECTRON2, ONE_STAGE, TWO_STAGE, WHY_NOT
 from tests.reference.detectors import make_images
 
 INSTALL_PAGE = "https://detectron2.readthedocs.io/tutorials/install.html"
 two_stage = pytest.mark.parametrize("case", TWO_STAGE, indirect=True, ids=lambda case: case.name)
+one_stage = pytest.mark.parametrize("case", ONE_STAGE, indirect=True, ids=lambda case: case.name)
 
 
 def padded(detector, sizes=((64, 64), (50, 60)), factor=2):
@@ -75,6 +76,23 @@ def test_deltas_decode_to_the_frameworks_own_boxes(case, detector):
     own = case.own_boxes(detector, features)
     torch.testing.assert_close(ours, own, atol=1e-3, rtol=1e-5)
     assert (own - case.anchors(detector, features)).abs().max() > 0.01  # the head does say something
+
+
+@one_stage
+def test_the_framework_detects_what_our_dense_scores_say(case, detector):
+    """Each stock detection is an anchor of ours: its box decoded from our deltas, its score our logit of its class."""
+    detector.eval()
+    images = make_images(((128, 128), (128, 128)))
+    features = detector.encode(images)
+    levels = detector.dense(features).levels
+    scores = torch.cat([level.logits for level in levels], dim=1).sigmoid()  # [N, M, K]
+    boxes = decode(case.anchors(detector, features), torch.cat([level.deltas for level in levels], dim=1))
+    for n, found in enumerate(case.stock_detections(detector, images)):
+        known = found.classes >= 0  # torchvision's own has one more, for label 0
+        assert set(found.classes[known].tolist()) == {0, 1, 2}
+        same = (boxes[n].clamp(0, 128) - found.boxes[:, None]).abs().amax(-1) < 0.01  # [D, M], pixels
+        same &= (scores[n].T[found.classes] - found.scores[:, None]).abs() < 1e-5
+        assert same.any(1)[known].all()
 
 
 @two_stage

@@ -290,6 +290,13 @@ class TestZoo:
         with pytest.raises(ConfigError, match=message):
             load_config(write(zoo(name)))
 
+    def test_what_is_said_above_a_base_stands(self, write):
+        """In our own files the backbone's name chooses the levels; here they are Detectron2's business."""
+        above = "  BACKBONE: {NAME: build_resnet_fpn_backbone}\n  RETINANET: {IN_FEATURES: [p2, p3, p4, p5, p6]}\n"
+        model = load_config(write(zoo("COCO-Detection/retinanet_R_50_FPN_1x", above))).MODEL
+        assert model.BACKBONE.NAME == "build_resnet_fpn_backbone"
+        assert model.RETINANET.IN_FEATURES == ["p2", "p3", "p4", "p5", "p6"]
+
     def test_an_unknown_key_above_it_names_the_nearest(self, write):
         with pytest.raises(ConfigError, match=r"unknown key SEMI\.BURNIN; the nearest known one is SEMI\.BURN_IN"):
             load_config(write(zoo("COCO-Detection/retinanet_R_50_FPN_1x", "SEMI: {BURNIN: 3}\n")))

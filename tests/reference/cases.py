@@ -20,3 +20,4 @@ else:
     CASES += [Detectron2Case(name) for name in DETECTRON2]
 
 TWO_STAGE = [case for case in CASES if case.two_stage]
+ONE_STAGE = [case for case in CASES if not case.two_stage]
