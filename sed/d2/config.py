@@ -38,6 +38,7 @@ IMPLIED: dict[str, Any] = {
     "MODEL.ROI_HEADS.IN_FEATURES": ["p2", "p3", "p4", "p5"],
     "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead",
     "MODEL.ROI_BOX_HEAD.NUM_FC": 2,
+    "MODEL.RETINANET.SMOOTH_L1_LOSS_BETA": 0.0,  # L1, as in torchvision and in Detectron2's own RetinaNet configs
 }
 META_ARCHITECTURES = {"GeneralizedRCNN": "ScaleConsistentRCNN", "RetinaNet": "ScaleConsistentRetinaNet"}
 # MODEL.WEIGHTS by name, as on the native engine (there torchvision's files)

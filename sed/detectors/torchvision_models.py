@@ -96,7 +96,11 @@ def _targets(targets: Sequence[Targets]) -> list[dict[str, Tensor]]:
 
 
 def _detections(results: Sequence[dict[str, Tensor]]) -> list[Detections]:
-    return [Detections(r["boxes"], r["scores"], r["labels"] - 1) for r in results]
+    real = [r["labels"] > 0 for r in results]  # RetinaNet's never-used channel 0 may still fire before it has learned
+    return [
+        Detections(r["boxes"][keep], r["scores"][keep], r["labels"][keep] - 1)
+        for r, keep in zip(results, real, strict=True)
+    ]
 
 
 class TorchvisionRCNN(TorchvisionDetector):

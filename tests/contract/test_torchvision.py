@@ -11,7 +11,7 @@ from torchvision.models.detection import (
 )
 
 from sed.detectors import DetectorSpec, build_detector, wrap
-from tests.reference.detectors import make_detector, make_labeled
+from tests.reference.detectors import make_detector, make_images, make_labeled
 
 
 def test_frozen_stages_and_frozen_bn():
@@ -48,3 +48,13 @@ def test_wrap_takes_a_ready_built_model_and_names_what_it_cannot():
 def test_anchor_sizes_must_fit_the_pyramid():
     with pytest.raises(ValueError, match=r"3 lists; this backbone has 5 levels"):
         build_detector(DetectorSpec(num_classes=2, anchor_sizes=((8,), (16,), (32,))))
+
+
+def test_the_channel_that_stands_for_no_class_is_never_detected():
+    """torchvision's RetinaNet has one for label 0; nothing trains it to be silent but the focal loss."""
+    detector = make_detector("resnet_retinanet").eval()
+    with torch.no_grad():
+        detector.model.head.classification_head.cls_logits.bias.view(-1, detector.num_classes + 1)[:, 0] = 5.0
+    detector.model.score_thresh = 0.0
+    (found,) = detector.detect(make_images(((64, 64),)))
+    assert (found.classes >= 0).all()

@@ -120,8 +120,12 @@ class TestDefaults:
         theirs = dict(leaves(load_config(write(zoo("COCO-Detection/faster_rcnn_R_50_FPN_1x")))))
         differ = {key for key, value in theirs.items() if key.startswith("MODEL.") and ours[key] != value}
         weights = {"MODEL.WEIGHTS", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "MODEL.RESNETS.STRIDE_IN_1X1"}
-        unused = {"MODEL.ROI_MASK_HEAD.NUM_CONV"}
+        unused = {"MODEL.ROI_MASK_HEAD.NUM_CONV", "MODEL.RETINANET.SMOOTH_L1_LOSS_BETA"}
         assert differ == weights | unused | {"MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO"}
+
+    def test_retinanets_box_loss_is_that_of_detectron2s_own_baseline(self, write, no_gpu):
+        theirs = load_config(write(zoo("COCO-Detection/retinanet_R_50_FPN_1x")))
+        assert load_config().MODEL.RETINANET.SMOOTH_L1_LOSS_BETA == theirs.MODEL.RETINANET.SMOOTH_L1_LOSS_BETA == 0.0
 
 
 class TestFiles:

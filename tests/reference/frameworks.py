@@ -144,6 +144,7 @@ class TorchvisionCase(Case):
 
     def stock_detections(self, detector: Any, images: Images) -> list[Detections]:
         rows = self._stock(detector).eval()(self._inputs(images))
+        rows = [{name: value[r["labels"] > 0] for name, value in r.items()} for r in rows]  # 0 is no class
         return [Detections(r["boxes"], r["scores"], r["labels"] - 1) for r in rows]
 
     def exported(self, folder: Path) -> tuple[Detector, nn.Module]:
