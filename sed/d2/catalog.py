@@ -133,6 +133,10 @@ def evaluable(dataset: Dataset) -> Dataset:
 def _registered(name: str, labeled: bool) -> Dataset:
     try:
         rows = DatasetCatalog.get(name)
+    except AssertionError as error:  # its files have other classes than Detectron2 knows of the name
+        raise DataError(
+            f"{name}: {str(error).splitlines()[0]} Give its json by path, or register it by another name"
+        ) from error
     except (OSError, json.JSONDecodeError) as error:
         raise DataError(
             f"{name}: it cannot be read ({error}); put its files there, or set DETECTRON2_DATASETS to the folder that "

@@ -209,6 +209,13 @@ def test_files_that_are_not_there(tmp_path) -> None:
         dataset_of("nowhere")
 
 
+def test_other_classes_than_detectron2_knows_of_a_name(make_coco) -> None:
+    coco = make_coco()
+    register_coco_instances("builtin_like", {"thing_classes": ["person"]}, str(coco.write()), str(coco.folder))
+    with pytest.raises(DataError, match="builtin_like: Attribute 'thing_classes' .* Give its json by path"):
+        dataset_of("builtin_like")
+
+
 def test_a_coco_set_of_the_user_is_what_the_native_engine_reads(make_coco) -> None:
     coco = make_coco()
     path = coco.write()
