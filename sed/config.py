@@ -278,6 +278,8 @@ def _merge(cfg: CfgNode, values: dict, origin: str) -> None:
 
 def _coerce(value: object, default: object) -> object:
     """`value` in the type of `default`; only conversions that lose nothing."""
+    if default is None:  # Detectron2's "as another key": no type to compare with
+        return value
     if isinstance(default, bool) or isinstance(value, bool):
         if isinstance(default, bool) and isinstance(value, bool):
             return value

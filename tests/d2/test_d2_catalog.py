@@ -212,7 +212,7 @@ def test_files_that_are_not_there(tmp_path) -> None:
 def test_other_classes_than_detectron2_knows_of_a_name(make_coco) -> None:
     coco = make_coco()
     register_coco_instances("builtin_like", {"thing_classes": ["person"]}, str(coco.write()), str(coco.folder))
-    with pytest.raises(DataError, match="builtin_like: Attribute 'thing_classes' .* Give its json by path"):
+    with pytest.raises(DataError, match=r"builtin_like: Attribute 'thing_classes' .* Give its json by path"):
         dataset_of("builtin_like")
 
 

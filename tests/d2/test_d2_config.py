@@ -135,6 +135,12 @@ class TestFiles:
         differ = {key: here[key] for key, value in there.items() if here[key] != value}
         assert differ == {"MODEL.DEVICE": "cpu", **TRANSLATED.get(path.name, {})}
 
+    @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+    def test_what_a_run_writes_down_loads_again(self, path, write, no_gpu):
+        cfg = load_config(path)
+        again = load_config(write(cfg.dump()))
+        assert json.dumps(dict(leaves(again))) == json.dumps(dict(leaves(cfg)))  # tuples of tuples become lists
+
     def test_the_command_line_comes_last(self, write):
         path = write("SEED: 1\nSOLVER: {BASE_LR: 0.5}\nMODEL: {DEVICE: cpu}\n")
         cfg = load_config(path, ["SOLVER.BASE_LR", "1e-3", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True"])
