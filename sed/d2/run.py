@@ -6,10 +6,10 @@ import argparse
 import json
 import logging
 import os
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import detectron2
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.modeling import build_model
@@ -52,7 +52,7 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
     comm.synchronize()  # all have looked before anyone writes
     changes = write_config(folder, cfg.dump()) if comm.is_main_process() else []
     _setup(cfg)
-    log.info("engine: detectron2 %s (ENGINE is %s)", version("detectron2"), cfg.ENGINE)
+    log.info("engine: detectron2 %s (ENGINE is %s)", detectron2.__version__, cfg.ENGINE)
     for change in changes:
         log.warning("resumed with another config than before: %s", change)
 
