@@ -104,7 +104,7 @@ def stock_config(cfg: CfgNode, weights: str) -> CfgNode:
 
 def zoo_config(name: str) -> CfgNode:
     """A config of Detectron2's model zoo, such as "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"."""
-    package = Path(detectron2.__file__).parent
+    package = Path(detectron2.__file__).resolve().parent
     paths = [package / "model_zoo" / "configs" / name, package.parent / "configs" / name]  # installed; a checkout
     path = next((p for p in paths if p.is_file()), None)
     if path is None:
