@@ -22,6 +22,7 @@ from sed.d2.config import stock_config
 from sed.d2.data import build_test_sets
 from sed.d2.inference import painter, test_mapper
 from sed.d2.trainer import SemiSupervisedTrainer
+from sed.data.catalog import Dataset
 from sed.data.files import CheckpointError, checkpoints, save_text
 from sed.data.loaders import collate_test
 from sed.data.splits import check_manifest, write_manifest
@@ -82,7 +83,8 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
     trainer.train()
     if comm.is_main_process():
         if cfg.DATASETS.TEST:
-            _draw(cfg, trainer.method.teacher.module, folder / "predictions.png")
+            test = (data.tests if data is not None else build_test_sets(cfg))[0]
+            _draw(cfg, trainer.method.teacher.module, test, folder / "predictions.png")
         log.info("done: %s", folder / "model_final.pth")
     comm.synchronize()
     return getattr(trainer, "_last_eval_results", {})
@@ -123,9 +125,8 @@ def evaluate_only(cfg: CfgNode, resume: bool = False, which: str = "teacher") ->
     return results
 
 
-def _draw(cfg: CfgNode, teacher: Detector, path: Path) -> None:
+def _draw(cfg: CfgNode, teacher: Detector, test: Dataset, path: Path) -> None:
     """The first test images with ground truth and with what the teacher finds."""
-    test = build_test_sets(cfg)[0]
     few = test.records[:PICTURES]
     mapper = test_mapper(cfg)
     samples = [mapper.test(record) for record in few]

@@ -220,9 +220,7 @@ class SemiSupervisedTrainer(DefaultTrainer):
         cfg, tests = self.cfg, self.cfg.DATASETS.TEST
         result: list[HookBase | None] = [TeacherUpdate(), Metrics(cfg.SEMI.COLLAPSE_STEPS)]
         for hook in super().build_hooks():
-            if isinstance(
-                hook, hooks.EvalHook
-            ):  # stands right after the checkpointer, which is there in one process only
+            if isinstance(hook, hooks.EvalHook):  # right after Detectron2's checkpointer, which only one process has
                 result.append(Checkpoints(cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINTS_KEPT))
                 result += [hook if tests else None, TeacherWeights(tests[0] if tests else "", len(tests) > 1)]
             elif not isinstance(hook, hooks.PeriodicCheckpointer):
