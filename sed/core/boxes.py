@@ -1,6 +1,6 @@
 """Box geometry. Boxes are (x0, y0, x1, y1) pixels, sizes (height, width): see `sed.core.structures`.
 
-Shape shorthand: B and D, numbers of boxes.
+Shape shorthand: B and D, numbers of boxes; .., any leading dimensions, the same for both.
 """
 
 from __future__ import annotations
@@ -17,21 +17,27 @@ def area(boxes: Tensor) -> Tensor:
 
 
 def iou_matrix(a: Tensor, b: Tensor) -> Tensor:
-    """IoU [B, D], in [0, 1], of boxes a [B, 4] and b [D, 4]; 0 where the union is empty."""
+    """IoU [.., B, D], in [0, 1], of boxes a [.., B, 4] and b [.., D, 4]; 0 where the union is empty."""
     inter, union = _intersection_and_union(a, b)
     return _ratio(inter, union)
 
 
 def giou_matrix(a: Tensor, b: Tensor) -> Tensor:
-    """Generalised IoU [B, D], in [-1, 1], of boxes a [B, 4] and b [D, 4].
+    """Generalised IoU [.., B, D], in [-1, 1], of boxes a [.., B, 4] and b [.., D, 4].
 
     GIoU = IoU - (hull - union) / hull, hull the smallest box around both (https://arxiv.org/abs/1902.09630).
     """
     inter, union = _intersection_and_union(a, b)
-    hull = _extent(  # [B, D]
-        torch.minimum(a[:, None, :2], b[None, :, :2]), torch.maximum(a[:, None, 2:], b[None, :, 2:])
+    hull = _extent(  # [.., B, D]
+        torch.minimum(a[..., :, None, :2], b[..., None, :, :2]), torch.maximum(a[..., :, None, 2:], b[..., None, :, 2:])
     )
     return _ratio(inter, union) - _ratio(hull - union, hull)
+
+
+def corners(boxes: Tensor) -> Tensor:
+    """(x0, y0, x1, y1) of boxes [.., 4] given as (cx, cy, w, h)."""
+    centre, half = boxes[..., :2], boxes[..., 2:] / 2
+    return torch.cat((centre - half, centre + half), dim=-1)
 
 
 def scale_boxes(boxes: Tensor, factor: float) -> Tensor:
@@ -57,10 +63,10 @@ def _extent(top_left: Tensor, bottom_right: Tensor) -> Tensor:
 
 
 def _intersection_and_union(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    inter = _extent(  # [B, D]
-        torch.maximum(a[:, None, :2], b[None, :, :2]), torch.minimum(a[:, None, 2:], b[None, :, 2:])
+    inter = _extent(  # [.., B, D]
+        torch.maximum(a[..., :, None, :2], b[..., None, :, :2]), torch.minimum(a[..., :, None, 2:], b[..., None, :, 2:])
     )
-    return inter, area(a)[:, None] + area(b)[None, :] - inter
+    return inter, area(a)[..., :, None] + area(b)[..., None, :] - inter
 
 
 def _ratio(part: Tensor, whole: Tensor) -> Tensor:

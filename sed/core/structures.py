@@ -1,10 +1,11 @@
 """The value types that cross a room's wall, and the only place that states the conventions.
 
-Shape shorthand: N images, H and W padded height and width, G ground-truth boxes, A anchors of one level in
-(row, column, anchor) order, C class logits of an anchor, R regions of the whole batch, K foreground classes.
+Shape shorthand: N images, H and W padded height and width, G ground-truth boxes, A anchors of one level in (row,
+column, anchor) order, C class logits of an anchor or query, R regions of the batch, Q queries, K foreground classes.
 
 Conventions:
-    box     (x0, y0, x1, y1), absolute pixels of the padded tensor's frame, x to the right, y down, x1 > x0.
+    box     (x0, y0, x1, y1), absolute pixels of the padded tensor's frame, x to the right, y down, x1 > x0;
+            queries alone: (cx, cy, w, h), fractions of the image's width and height.
     size    (height, width), in this order.
     pixels  RGB, 0..255, uint8 or float.
     class   0..K-1; where a head has a background logit it is the last one, index K.
@@ -37,10 +38,8 @@ class Images:
 
     def __post_init__(self) -> None:
         if self.tensor.dim() != 4 or len(self.sizes) != self.tensor.shape[0]:
-            raise ValueError(
-                f"Images: expected a [N, 3, H, W] tensor and N sizes, got {tuple(self.tensor.shape)} "
-                f"and {len(self.sizes)} sizes"
-            )
+            got = f"{tuple(self.tensor.shape)} and {len(self.sizes)} sizes"
+            raise ValueError(f"Images: expected a [N, 3, H, W] tensor and N sizes, got {got}")
 
     @classmethod
     def from_list(cls, images: Sequence[Tensor], divisor: int = 1) -> Images:
@@ -72,7 +71,7 @@ class Images:
         """The same images, padded further so that `divisor` divides H and W."""
         height, width = self.padded_size
         bottom, right = _round_up(height, divisor) - height, _round_up(width, divisor) - width
-        if not bottom and not right:
+        if not (bottom or right):
             return self
         return replace(self, tensor=F.pad(self.tensor, (0, right, 0, bottom)))
 
@@ -178,6 +177,18 @@ class RegionPrediction:
     logits: Tensor
     deltas: Tensor
     counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class QueryPrediction:
+    """What a query detector (the DETR family) says of each image: logits [N, Q, C], boxes [N, Q, 4] (cx, cy, w, h).
+
+    With `softmax` C is K + 1, "no object" last; without, C = K sigmoid logits.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    softmax: bool
 
 
 @dataclass(frozen=True)
