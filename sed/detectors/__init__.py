@@ -1,4 +1,4 @@
-"""Detectors behind one interface (`base.Detector`). `wrap(model)` takes a ready-built torchvision model.
+"""Detectors behind one interface (`base.Detector`). `wrap(model)` takes one built by torchvision or transformers.
 
 Names are imported when they are asked for: a missing framework harms only who uses it.
 """
@@ -11,7 +11,9 @@ _HOME = {
     "Features": "base",
     "DetectorSpec": "build",
     "build_detector": "build",
-    "wrap": "torchvision_models",
+    "wrap": "build",
+    "QueryDetector": "detr",
+    "build_detr": "detr_build",
     "WeightsError": "weights",
     "load_pretrained": "weights",
     "read_state_dict": "weights",

@@ -7,6 +7,7 @@ conventions (channel order, pixel range, where the background class sits, box fo
 | ---         | ---           | ---                   | ---                      |
 | torchvision | RGB, [0, 1]   | absolute xyxy         | label 0                  |
 | Detectron2  | INPUT.FORMAT  | absolute xyxy         | last                     |
+| transformers | RGB, [0, 1]  | (cx, cy, w, h) in [0, 1] | last with softmax, none with sigmoid |
 | here        | RGB, 0..255   | absolute xyxy         | last, where there is one |
 
 Shape shorthand: see `sed.core.structures`.
@@ -17,12 +18,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from sed.core.structures import DensePrediction, Detections, Images, LabeledBatch, RegionPrediction
+from sed.core.structures import (
+    DensePrediction,
+    Detections,
+    Images,
+    LabeledBatch,
+    QueryPrediction,
+    RegionPrediction,
+)
 
 Head = Literal["dense", "region", "query"]
 
@@ -48,13 +57,17 @@ def normalize(images: Images, mean: Tensor, std: Tensor) -> Tensor:
         mean: broadcastable to [N, 3, H, W], in the order and range of the pixels.
         std: likewise.
     """
+    return (images.tensor - mean) / std * valid_pixels(images)
+
+
+def valid_pixels(images: Images) -> Tensor:
+    """Which pixels belong to the images and not to their padding: [N, 1, H, W] bool."""
     device = images.tensor.device
     height, width = images.padded_size
     rows = torch.arange(height, device=device).view(1, 1, -1, 1)
     columns = torch.arange(width, device=device).view(1, 1, 1, -1)
     sizes = torch.tensor(images.sizes).to(device, non_blocking=True)  # [N, 2]
-    inside = (rows < sizes[:, 0].view(-1, 1, 1, 1)) & (columns < sizes[:, 1].view(-1, 1, 1, 1))  # [N, 1, H, W]
-    return (images.tensor - mean) / std * inside
+    return (rows < sizes[:, 0].view(-1, 1, 1, 1)) & (columns < sizes[:, 1].view(-1, 1, 1, 1))
 
 
 class Detector(nn.Module, ABC):
@@ -75,7 +88,7 @@ class Detector(nn.Module, ABC):
         """The stock model's own training losses (call in train mode).
 
         Returns:
-            Scalars named `dense_cls`, `dense_box` and, for two-stage detectors, `region_cls`, `region_box`.
+            Scalars named `<head>_cls` and `<head>_box`, for each of `heads`.
         """
 
     @abstractmethod
@@ -98,9 +111,26 @@ class Detector(nn.Module, ABC):
         """The region head's prediction of given boxes, one tensor [P_i, 4] an image; P_i may be 0."""
         raise self._no_head("region")
 
+    def queries(self, features: Features) -> QueryPrediction:
+        """What every query of the last decoder layer says."""
+        raise self._no_head("query")
+
     @abstractmethod
     def plain_state_dict(self) -> dict[str, Tensor]:
         """The weights under the stock framework's own names: it loads them without this project."""
+
+    def save_stock(self, folder: Path, classes: Sequence[str], size: tuple[int, int]) -> bool:
+        """Write a folder from which the stock framework builds and loads the model, where it has such a format.
+
+        Args:
+            folder: replaced where it exists.
+            classes: K names.
+            size: (short side, longest side) of test images, pixels.
+
+        Returns:
+            Whether there is one; torchvision and Detectron2 load `plain_state_dict` as it is.
+        """
+        return False
 
     def _no_head(self, head: Head) -> TypeError:
         return TypeError(f"{type(self).__name__} has no {head} head; its heads are {sorted(self.heads)}")

@@ -12,7 +12,9 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.ops import MultiScaleRoIAlign
 
 from sed.detectors.backbones import SmallFPN, resnet_fpn
-from sed.detectors.torchvision_models import TorchvisionDetector, wrap
+from sed.detectors.base import Detector
+from sed.detectors.detr import QueryDetector
+from sed.detectors.torchvision_models import TorchvisionDetector, TorchvisionRCNN, TorchvisionRetinaNet
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,26 @@ class DetectorSpec:
     dense_topk: int = 1000
 
 
+def wrap(model: nn.Module) -> Detector:
+    """A ready-built detection model of torchvision or of transformers as a `Detector`, in one line.
+
+    A model of transformers is taken to want ImageNet's mean and std; another one: `QueryDetector(model, mean, std)`.
+
+    Raises:
+        TypeError: for a model that is neither; the message says what a detector of transformers would have.
+    """
+    if isinstance(model, FasterRCNN):
+        return TorchvisionRCNN(model)
+    if isinstance(model, RetinaNet):
+        return TorchvisionRetinaNet(model)
+    if type(model).__module__.startswith("torchvision."):
+        raise TypeError(
+            f"cannot wrap {type(model).__name__}: expected torchvision's FasterRCNN or RetinaNet, or a detector of "
+            "transformers; for another model subclass sed.detectors.base.Detector"
+        )
+    return QueryDetector(model)
+
+
 def build_detector(spec: DetectorSpec) -> TorchvisionDetector:
     """A detector with fresh weights.
 
@@ -94,7 +116,7 @@ def build_detector(spec: DetectorSpec) -> TorchvisionDetector:
         "num_classes": spec.num_classes + 1,  # torchvision counts the background
     }
     if not two_stage:
-        return wrap(
+        return TorchvisionRetinaNet(
             RetinaNet(
                 backbone,
                 anchor_generator=anchors,
@@ -109,7 +131,7 @@ def build_detector(spec: DetectorSpec) -> TorchvisionDetector:
     head = TwoMLPHead(spec.fpn_channels * spec.pool_resolution**2, spec.fc_dim)
     predictor = FastRCNNPredictor(spec.fc_dim, common.pop("num_classes"))
     pre_train, pre_test, post_train, post_test = spec.rpn_topk
-    return wrap(
+    return TorchvisionRCNN(
         FasterRCNN(
             backbone,
             rpn_anchor_generator=anchors,

@@ -226,19 +226,3 @@ class TorchvisionRetinaNet(TorchvisionDetector):
         anchors = [list(a.split(counts)) for a in self._anchors(features)]
         outputs = {name: list(levels) for name, levels in split.items()}
         return _detections(self.model.postprocess_detections(outputs, anchors, list(features.images.sizes)))
-
-
-def wrap(model: nn.Module) -> TorchvisionDetector:
-    """A ready-built torchvision detection model as a `Detector`, in one line.
-
-    Raises:
-        TypeError: for a model of another family.
-    """
-    if isinstance(model, FasterRCNN):
-        return TorchvisionRCNN(model)
-    if isinstance(model, RetinaNet):
-        return TorchvisionRetinaNet(model)
-    raise TypeError(
-        f"cannot wrap {type(model).__name__}: expected torchvision's FasterRCNN or RetinaNet; "
-        f"for another model subclass sed.detectors.base.Detector"
-    )

@@ -40,10 +40,7 @@ def load_pretrained(detector: TorchvisionDetector, weights: str, depth: int = 50
     if not weights:
         return
     if weights == "imagenet":
-        enum = {18: ResNet18_Weights.IMAGENET1K_V1, 50: ResNet50_Weights.IMAGENET1K_V1}.get(depth)
-        if enum is None:
-            raise WeightsError(f"MODEL.WEIGHTS imagenet: there are weights for depth 18 and 50, not {depth}")
-        _load_backbone(detector, _download(enum, weights), weights)
+        _load_backbone(detector, imagenet_resnet(depth), weights)
     elif weights == "coco":
         two_stage = isinstance(detector, TorchvisionRCNN)
         enum = (FasterRCNN_ResNet50_FPN_Weights if two_stage else RetinaNet_ResNet50_FPN_Weights).COCO_V1
@@ -84,6 +81,18 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     return {name.removeprefix("module."): value for name, value in content.items() if isinstance(value, Tensor)}
 
 
+def imagenet_resnet(depth: int) -> dict[str, Tensor]:
+    """ImageNet weights of a ResNet (torchvision's IMAGENET1K_V1), its classifier `fc` included.
+
+    Raises:
+        WeightsError: another depth than 18 and 50; offline and not cached.
+    """
+    enum = {18: ResNet18_Weights.IMAGENET1K_V1, 50: ResNet50_Weights.IMAGENET1K_V1}.get(depth)
+    if enum is None:
+        raise WeightsError(f"MODEL.WEIGHTS imagenet: there are weights for depth 18 and 50, not {depth}")
+    return _download(enum, "imagenet")
+
+
 def _download(enum: WeightsEnum, name: str) -> dict[str, Tensor]:
     try:
         return dict(enum.get_state_dict(progress=True, check_hash=True))
@@ -99,7 +108,7 @@ def _load_backbone(detector: TorchvisionDetector, state: dict[str, Tensor], orig
     body = getattr(detector.model.backbone, "body", detector.model.backbone)
     state = {name.removeprefix("backbone.").removeprefix("body."): v for name, v in state.items()}
     state = {name: v for name, v in state.items() if not name.startswith("fc.")}
-    _fits(body.state_dict(), state, origin, "backbone")
+    check_fits(body.state_dict(), state, origin, "backbone")
     body.load_state_dict(state, strict=False)
     logger.info("backbone: %d tensors from %s", len(body.state_dict()), origin)
 
@@ -121,12 +130,13 @@ def _load_detector(
         else:  # other classes than the file's: the classifier starts fresh
             fresh.append(name)
             state[name] = own[name]
-    _fits(own, state, origin, "detector")
+    check_fits(own, state, origin, "detector")
     detector.model.load_state_dict(state, strict=False)
     logger.info("detector: %d tensors from %s, %d start fresh %s", len(own) - len(fresh), origin, len(fresh), fresh)
 
 
-def _fits(own: dict[str, Tensor], state: dict[str, Tensor], origin: str, what: str) -> None:
+def check_fits(own: dict[str, Tensor], state: dict[str, Tensor], origin: str, what: str) -> None:
+    """Raise WeightsError unless `state` holds every tensor of `own`, in its shape."""
     missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
     wrong = [n for n in own if n in state and state[n].shape != own[n].shape]
     if missing or wrong:

@@ -1,6 +1,6 @@
 """`case` and `detector`: each test that asks for them runs over every detector of every installed engine.
 
-`@two_stage` (tests.reference.cases) limits a test to those with a region head.
+`@dense`, `@two_stage`, `@one_stage` and `@query` (tests.reference.cases) limit a test to those with such heads.
 """
 
 from __future__ import annotations

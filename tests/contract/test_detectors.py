@@ -8,19 +8,19 @@ Shape shorthand: see sed.core.structures; M all anchors of an image.
 
 from __future__ import annotations
 
+import copy
 import math
+from fnmatch import fnmatch
 
 import pytest
 import torch
 
 from sed.core.structures import Images
 from sed.core.views import downscale, pair_levels
-from tests.reference.cases import CASES, DETECTRON2, ONE_STAGE, TWO_STAGE, WHY_NOT
-from tests.reference.detectors import make_images
+from tests.reference.cases import CASES, DETECTRON2, DETECTRON2_FAMILY, WHY_NOT, dense, one_stage, two_stage
+from tests.reference.detectors import answers, make_images
 
 INSTALL_PAGE = "https://detectron2.readthedocs.io/tutorials/install.html"
-two_stage = pytest.mark.parametrize("case", TWO_STAGE, indirect=True, ids=lambda case: case.name)
-one_stage = pytest.mark.parametrize("case", ONE_STAGE, indirect=True, ids=lambda case: case.name)
 
 
 def padded(detector, sizes=((64, 64), (50, 60)), factor=2):
@@ -28,11 +28,13 @@ def padded(detector, sizes=((64, 64), (50, 60)), factor=2):
 
 
 def test_detectron2s_detectors_take_part():
+    names = [*DETECTRON2, *(f"d2_{key}" for key in DETECTRON2_FAMILY)]
     if WHY_NOT:
-        pytest.skip(f"{len(DETECTRON2)} Detectron2 detectors wait for its installation ({WHY_NOT}): {INSTALL_PAGE}")
-    assert [case.name for case in CASES if case.name.startswith("d2_")] == list(DETECTRON2)
+        pytest.skip(f"{len(names)} Detectron2 detectors wait for its installation ({WHY_NOT}): {INSTALL_PAGE}")
+    assert [case.name for case in CASES if case.name.startswith("d2_")] == names
 
 
+@dense
 def test_dense_shapes_and_anchor_order(case, detector):
     features = detector.encode(padded(detector))
     dense = detector.dense(features)
@@ -67,6 +69,7 @@ def decode(anchors, deltas):
     return torch.cat([centre - half, centre + half], dim=-1)
 
 
+@dense
 def test_deltas_decode_to_the_frameworks_own_boxes(case, detector):
     """Our order, scale and sign of the deltas of every anchor are the framework's."""
     detector.eval()
@@ -160,6 +163,7 @@ def test_bf16_maps_do_not_round_the_coordinates_of_boxes(case, detector):
     assert not torch.equal(here, there)
 
 
+@dense
 def test_padding_mask(case, detector):
     images = padded(detector, sizes=((64, 64), (33, 20)))
     for level in detector.dense(detector.encode(images)).levels:
@@ -180,12 +184,12 @@ def test_what_is_under_the_padding_does_not_matter(case, detector):
     dirty = images.tensor.clone()
     dirty[1, :, 33:] = 200
     dirty[1, :, :, 20:] = 77
-    clean = detector.dense(detector.encode(images))
-    other = detector.dense(detector.encode(Images(dirty, images.sizes)))
-    for a, b in zip(clean.levels, other.levels, strict=True):
-        torch.testing.assert_close(a.logits, b.logits)
+    clean, other = answers(detector, images), answers(detector, Images(dirty, images.sizes))
+    for name, value in clean.items():
+        torch.testing.assert_close(value, other[name])
 
 
+@dense
 def test_half_size_view_pairs_level_by_level(case, detector):
     images = padded(detector)
     full = detector.encode(images)
@@ -217,40 +221,52 @@ def test_half_size_view_pairs_level_by_level(case, detector):
 
 def test_gradient_reaches_every_weight_through_both_views(case, detector):
     images = padded(detector)
-    boxes = torch.tensor([[3.0, 2, 33, 30]])
     for view, scale in ((images, 1), (downscale(images, 1), 2)):
         detector.zero_grad()
-        features = detector.encode(view)
-        total = sum(level.logits.sum() + level.deltas.sum() for level in detector.dense(features).levels)
-        if case.two_stage:
-            region = detector.regions(features, [boxes / scale] * 2)
-            total = total + region.logits.sum() + region.deltas.sum()
-        total.backward()
+        sum(value.sum() for value in answers(detector, view, scale).values()).backward()
         for name, parameter in detector.named_parameters():
-            assert (parameter.grad is not None) == parameter.requires_grad, name
+            if any(fnmatch(name, pattern) for pattern in (*case.untrained, *case.only_labeled)):
+                assert parameter.grad is None or not parameter.grad.any(), name
+            else:
+                assert (parameter.grad is not None) == parameter.requires_grad, name
 
 
 def test_batch_of_one_equals_batch_of_many(case, detector):
     detector.eval()
     images = padded(detector)
-    both = detector.dense(detector.encode(images))
-    one = detector.dense(detector.encode(Images(images.tensor[1:], images.sizes[1:])))
-    for a, b in zip(both.levels, one.levels, strict=True):
-        torch.testing.assert_close(a.logits[1:], b.logits, atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(a.deltas[1:], b.deltas, atol=1e-5, rtol=1e-4)
-        assert torch.equal(a.valid[1:], b.valid)
+    both = answers(detector, images)
+    one = answers(detector, Images(images.tensor[1:], images.sizes[1:]))
+    for name, value in both.items():
+        torch.testing.assert_close(value[1:], one[name], atol=1e-5, rtol=1e-4)
+
+
+def test_a_copy_answers_like_the_original(case, detector):
+    detector.eval()
+    expected = answers(detector, padded(detector))
+    twin = copy.deepcopy(detector)
+    assert twin.heads == detector.heads
+    with torch.no_grad():
+        for weight in detector.parameters():
+            weight.zero_()
+    for name, value in answers(twin, padded(twin)).items():
+        torch.testing.assert_close(value, expected[name])
 
 
 def test_heads_that_are_not_there_say_so(case, detector):
-    assert detector.heads == ({"dense", "region"} if case.two_stage else {"dense"})
+    assert detector.heads == case.heads
     assert detector.num_classes == 3
-    if case.two_stage:
-        return
     features = detector.encode(padded(detector))
-    with pytest.raises(TypeError, match="no region head"):
-        detector.regions(features, [])
-    with pytest.raises(TypeError, match="no region head"):
-        detector.propose(features, detector.dense(features), 5)
+    calls = {
+        "dense": lambda: detector.dense(features),
+        "region": lambda: detector.regions(features, []),
+        "query": lambda: detector.queries(features),
+    }
+    for head in calls.keys() - case.heads:
+        with pytest.raises(TypeError, match=rf"no {head} head; its heads are .*{min(case.heads)}"):
+            calls[head]()
+    if "region" not in case.heads:
+        with pytest.raises(TypeError, match="no region head"):
+            detector.propose(features, None, 5)
 
 
 def test_sides_must_be_multiples_of_the_stride(case, detector):

@@ -6,6 +6,8 @@ Shape shorthand: see sed.core.structures.
 
 from __future__ import annotations
 
+from fnmatch import fnmatch
+
 import pytest
 import torch
 
@@ -14,10 +16,14 @@ from sed.methods.base import Schedule
 from sed.methods.build import build_method
 from sed.methods.pseudo_label import PseudoLabelOptions
 from sed.methods.sed import SEDOptions
-from tests.reference.detectors import make_images, make_labeled, make_unlabeled
+from tests.reference.detectors import answers, make_images, make_labeled, make_unlabeled
 
 SIZES = ((64, 64), (50, 60))
 SCHEDULE = Schedule(burn_in=2, max_iter=10, first_drop=8)
+
+
+def matches(name, patterns):
+    return any(fnmatch(name, pattern) for pattern in patterns)
 
 
 @pytest.mark.parametrize("empty", [False, True])
@@ -26,10 +32,10 @@ def test_supervised_losses_equal_the_stock_models(case, detector, empty):
     stock = case.stock_losses(detector, batch, seed=3)
     torch.manual_seed(3)
     ours = detector.train().supervised_losses(batch)
-    parts = ("dense", "region") if case.two_stage else ("dense",)
-    assert set(ours) == set(stock) == {f"{part}_{kind}" for part in parts for kind in ("cls", "box")}
+    assert set(ours) == set(stock) == {f"{head}_{kind}" for head in case.heads for kind in ("cls", "box")}
+    total = sum(stock.values()).item()  # a part may be the rest of it
     for name, loss in ours.items():
-        assert loss.item() == pytest.approx(stock[name].item(), abs=1e-6, rel=1e-6), name
+        assert loss.item() == pytest.approx(stock[name].item(), abs=1e-6 * max(1, total), rel=1e-6), name
         assert torch.isfinite(loss)
         assert loss > 0 or (empty and name.endswith("box"))
     sum(ours.values()).backward()
@@ -39,7 +45,7 @@ def test_detections_equal_the_stock_models(case, detector):
     detector.eval()
     images = make_images(SIZES)
     for ours, stock in zip(detector.detect(images), case.stock_detections(detector, images), strict=True):
-        assert len(ours.boxes) == len(stock.boxes) > 5
+        assert len(ours.boxes) == len(stock.boxes) > 3
         # pairwise, so that two scores that agree in seven digits may change places
         same = (ours.boxes[:, None] - stock.boxes).abs().amax(-1) < 0.01  # [D, D], pixels
         same &= (ours.scores[:, None] - stock.scores).abs() < 1e-4
@@ -65,14 +71,15 @@ def test_a_teacher_is_a_detector_of_its_own(case, detector):
     teacher = Teacher(detector)
     images = make_images(SIZES).pad_to_multiple(detector.divisor)
     detector.eval()
-    expected = detector.dense(detector.encode(images)).levels[0].logits.detach()
+    expected = {name: value.detach() for name, value in answers(detector, images).items()}
     with torch.no_grad():
         for weight in detector.parameters():
             weight.mul_(3.0)
-    copied = teacher.module.dense(teacher.module.encode(images)).levels[0].logits
-    torch.testing.assert_close(copied, expected)
-    assert not copied.requires_grad
-    assert not torch.allclose(detector.dense(detector.encode(images)).levels[0].logits, expected)
+    copied, moved = answers(teacher.module, images), answers(detector, images)
+    for name, value in expected.items():
+        torch.testing.assert_close(copied[name], value)
+        assert not copied[name].requires_grad
+        assert not torch.allclose(moved[name], value), name
     assert len(teacher.module.detect(images)[0].boxes) > 0
 
 
@@ -99,7 +106,8 @@ def test_one_step_of_a_method(case, detector, name):
         assert loss > 0 or key.startswith("pseudo/"), key  # a pseudo-label of no size matches no anchor
     sum(losses.values()).backward()
     for key, weight in detector.named_parameters():
-        assert (weight.grad is not None and weight.grad.isfinite().all()) == weight.requires_grad, key
+        expected = weight.requires_grad and not matches(key, case.untrained)
+        assert (weight.grad is not None and weight.grad.isfinite().all()) == expected, key
     assert all(weight.grad is None for weight in method.teacher.parameters())
     before = method.teacher.checksum()
     optimizer.step()
@@ -108,17 +116,28 @@ def test_one_step_of_a_method(case, detector, name):
 
 
 def test_the_unsupervised_terms_alone_reach_every_weight(case, detector):
-    """Gradient flows through the student's passes on X_s and on X^, not only through the labelled images."""
+    """Gradient flows through the student's passes on X_s and on X^, not only through the labelled images.
+
+    Which weights only labelled images train, the case says; no more and no fewer.
+    """
     method = build_method("sed", detector, SCHEDULE, **METHODS["sed"][1]).train()
     losses = method(make_labeled(), make_unlabeled(), 5)
-    for term in ("scale", "distill"):
+    trainable = {key for key, weight in detector.named_parameters() if weight.requires_grad}
+    never = {key for key in trainable if matches(key, case.untrained)}
+    labeled = {key for key in trainable - never if matches(key, case.only_labeled)}
+    mute = {key for key in trainable if matches(key, case.mute)}
+    for pattern in (*case.untrained, *case.only_labeled, *case.mute):
+        assert any(fnmatch(key, pattern) for key in trainable), pattern
+    for term, expected in (("sup", never), ("scale", never | labeled), ("distill", never | labeled)):
         detector.zero_grad()
         sum(loss for key, loss in losses.items() if key.startswith(term)).backward(retain_graph=True)
-        trained = {key: weight.grad for key, weight in detector.named_parameters() if weight.requires_grad}
-        idle = [key for key, grad in trained.items() if grad is None or not grad.any()]
+        grads = {key: weight.grad for key, weight in detector.named_parameters() if weight.requires_grad}
+        idle = {key for key, grad in grads.items() if grad is None or not grad.any()} - mute
+        if term == "sup":  # what it reaches besides depends on which anchors and boxes are sampled
+            idle &= expected
         if term == "scale":  # Eq. 2 is blind to a last bias, which shifts both views alike
-            idle = [key for key in idle if not key.endswith("bias")]
-        assert idle == []
+            idle = {key for key in idle if key in expected or not key.endswith("bias")}
+        assert idle == expected - mute, term
 
 
 def test_autocast_trains_in_bf16(case, detector):
@@ -127,15 +146,23 @@ def test_autocast_trains_in_bf16(case, detector):
     # of its bf16 weight gradient unset
     sizes = ((128, 128), (100, 120))
     images = make_images(sizes).pad_to_multiple(detector.divisor)
+    exact, *_ = answers(detector.eval(), images).values()
     with torch.autocast("cpu", torch.bfloat16):
-        low = detector.dense(detector.encode(images)).levels[0].logits
+        low, *_ = answers(detector, images).values()
+    torch.manual_seed(4)
+    labeled = sum(method.train().supervised(make_labeled(sizes)).values()).item()
+    torch.manual_seed(4)
+    with torch.autocast("cpu", torch.bfloat16):
         losses = method(make_labeled(sizes), make_unlabeled(sizes), 5)
     assert low.dtype == torch.bfloat16
-    exact = detector.dense(detector.encode(images)).levels[0].logits
-    assert (low - exact).abs().mean() < 0.1 * exact.abs().mean()
+    if "query" in case.heads:  # which places become queries may hang on the rounding; which anchors are sampled, too
+        assert sum(loss.item() for key, loss in losses.items() if key.startswith("sup/")) == pytest.approx(labeled, 0.1)
+    else:
+        assert (low - exact).abs().mean() < 0.1 * exact.abs().mean()
     assert all(torch.isfinite(loss) for loss in losses.values())
     assert all(loss.dtype == torch.float32 for key, loss in losses.items() if not key.startswith("sup/"))
     sum(losses.values()).backward()
     for key, weight in detector.named_parameters():
-        assert (weight.grad is not None and weight.grad.isfinite().all()) == weight.requires_grad, key
+        expected = weight.requires_grad and not matches(key, case.untrained)
+        assert (weight.grad is not None and weight.grad.isfinite().all()) == expected, key
         assert weight.dtype == torch.float32

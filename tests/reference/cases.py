@@ -1,23 +1,37 @@
-"""Every detector of every installed engine, for the contract suite."""
+"""Every detector of every installed engine, for the contract suite.
+
+`dense`, `two_stage`, `one_stage` and `query` limit a test to the detectors that have those heads.
+"""
 
 from __future__ import annotations
 
+import pytest
+
 from tests.reference.detectors import SPECS
 from tests.reference.frameworks import Case, TorchvisionCase
+from tests.reference.transformers_case import FAMILY, TransformersCase
 
 # What takes part where Detectron2 is installed (tests/reference/detectron2_case.py); named here for those who wait
 DETECTRON2 = ("d2_small_rcnn", "d2_fpn_rcnn", "d2_fpn_rcnn_agnostic", "d2_c4_rcnn", "d2_retinanet")
+DETECTRON2_FAMILY = ("detr", "rt_detr")
 
-CASES: list[Case] = [TorchvisionCase(name) for name in SPECS]
+CASES: list[Case] = [*map(TorchvisionCase, SPECS), *map(TransformersCase, FAMILY)]
 try:
     import detectron2  # noqa: F401
 except ImportError as error:
     WHY_NOT = str(error)
 else:
-    from tests.reference.detectron2_case import Detectron2Case
+    from tests.reference.detectron2_case import Detectron2Case, Detectron2QueryCase
 
     WHY_NOT = ""
-    CASES += [Detectron2Case(name) for name in DETECTRON2]
+    CASES += [*map(Detectron2Case, DETECTRON2), *(Detectron2QueryCase(key, "d2_") for key in DETECTRON2_FAMILY)]
 
-TWO_STAGE = [case for case in CASES if case.two_stage]
-ONE_STAGE = [case for case in CASES if not case.two_stage]
+
+def _only(cases: list[Case]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("case", cases, indirect=True, ids=lambda case: case.name)
+
+
+dense = _only([case for case in CASES if "dense" in case.heads])
+two_stage = _only([case for case in CASES if "region" in case.heads])
+one_stage = _only([case for case in CASES if case.heads == {"dense"}])
+query = _only([case for case in CASES if "query" in case.heads])

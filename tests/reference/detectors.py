@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from sed.core.structures import Images, LabeledBatch, Targets, UnlabeledBatch
 from sed.detectors import DetectorSpec, build_detector
+from sed.detectors.base import Detector
 from sed.detectors.torchvision_models import TorchvisionDetector
 
 SMALL_RCNN = DetectorSpec(
@@ -55,3 +57,18 @@ def make_unlabeled(sizes: tuple[tuple[int, int], ...] = ((64, 64), (50, 60)), se
     weak = make_images(sizes, seed)
     noise = make_images(sizes, seed + 100)
     return UnlabeledBatch(weak, Images(weak.tensor // 2 + noise.tensor // 4, weak.sizes))
+
+
+def answers(detector: Detector, images: Images, scale: int = 1) -> dict[str, Tensor]:
+    """All that the heads say of `images`: name -> [N, ...]; the region head of one box, / `scale`, in each image."""
+    features, found = detector.encode(images), {}
+    if "dense" in detector.heads:
+        for level in detector.dense(features).levels:
+            found |= {f"P{level.level} logits": level.logits, f"P{level.level} deltas": level.deltas}
+    if "region" in detector.heads:
+        region = detector.regions(features, [torch.tensor([[3.0, 2, 33, 30]]) / scale] * len(images))
+        found |= {"region logits": region.logits, "region deltas": region.deltas}
+    if "query" in detector.heads:
+        queries = detector.queries(features)
+        found |= {"query logits": queries.logits, "query boxes": queries.boxes}
+    return found

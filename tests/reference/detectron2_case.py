@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from sed.core.structures import Detections, Images, LabeledBatch
 from sed.d2.config import load_config, stock_config
+from sed.d2.detr import ScaleConsistentDETR
 from sed.detectors.base import Detector, Features
-from tests.reference.frameworks import Case, results_of
+from tests.reference.frameworks import AnchorCase, results_of
+from tests.reference.transformers_case import TransformersCase, build_member
 
 ALL = (
     "MODEL.DEVICE cpu MODEL.ROI_HEADS.NUM_CLASSES 3 MODEL.RETINANET.NUM_CLASSES 3 MODEL.FPN.OUT_CHANNELS 16 "
@@ -53,14 +55,13 @@ LOSSES = {  # two-stage or not: Detectron2's names -> ours
 }
 
 
-class Detectron2Case(Case):
+class Detectron2Case(AnchorCase):
     """A config of `OVERRIDES`; its stock twin is Detectron2's own class, built from `stock_config`."""
 
     anchor_error = 1e-3
 
     def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.two_stage = "rcnn" in name
+        super().__init__(name, two_stage="rcnn" in name)
         self.box_rows = 1 if "agnostic" in name else 3
 
     def config(self) -> Any:
@@ -152,3 +153,17 @@ class Detectron2Case(Case):
 
     def _image_list(self, features: Features) -> ImageList:
         return ImageList(features.images.tensor, list(features.images.sizes))
+
+
+class Detectron2QueryCase(TransformersCase):
+    """A member of the DETR family as Detectron2's meta-architecture, its config in BGR."""
+
+    def build(self, **config: Any) -> Detector:
+        mean, std = (values[::-1] for values in self.pixels())
+        return ScaleConsistentDETR(
+            model=build_member(self.key, **config),
+            pixel_mean=mean,
+            pixel_std=std,
+            input_format="BGR",
+            detections=self.member.kept,
+        )

@@ -24,7 +24,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from sed.core.structures import Detections, Images, LabeledBatch
 from sed.detectors import DetectorSpec, build_detector
-from sed.detectors.base import Detector, Features
+from sed.detectors.base import Detector, Features, Head
 from tests.reference.detectors import SPECS
 
 
@@ -33,14 +33,16 @@ class Case(ABC):
 
     Attributes:
         name: the test's id.
-        two_stage: whether it has a region head.
-        box_rows: B.
-        anchor_error: how far, in pixels, an anchor may lie from twice its partner on the half-size view.
+        heads: those of its detector.
+        untrained: patterns (fnmatch) of weights that its own loss never reaches.
+        only_labeled: patterns of weights that its own loss reaches, and no prediction that other losses are made of.
+        mute: patterns of weights whose gradient may be 0 before the first step.
     """
 
-    two_stage = True
-    box_rows = 3
-    anchor_error = 0.0
+    heads: frozenset[Head]
+    untrained: tuple[str, ...] = ()
+    only_labeled: tuple[str, ...] = ()
+    mute: tuple[str, ...] = ()
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -62,6 +64,35 @@ class Case(ABC):
         """The detector with fresh weights."""
 
     @abstractmethod
+    def stock_losses(self, detector: Detector, batch: LabeledBatch, seed: int) -> dict[str, Tensor]:
+        """The stock model's losses with the same weights, under our names; `seed` is set before its forward."""
+
+    @abstractmethod
+    def stock_detections(self, detector: Detector, images: Images) -> list[Detections]:
+        """The stock model's inference with the same weights."""
+
+    @abstractmethod
+    def exported(self, folder: Path) -> tuple[Detector, nn.Module]:
+        """A detector, and a stock model built without this project that has loaded its exported weights."""
+
+
+class AnchorCase(Case):
+    """A detector with a dense head, and maybe a region head.
+
+    Attributes:
+        box_rows: B.
+        anchor_error: how far, in pixels, an anchor may lie from twice its partner on the half-size view.
+    """
+
+    box_rows = 3
+    anchor_error = 0.0
+
+    def __init__(self, name: str, *, two_stage: bool) -> None:
+        super().__init__(name)
+        self.two_stage = two_stage
+        self.heads = frozenset({"dense", "region"} if two_stage else {"dense"})
+
+    @abstractmethod
     def anchors(self, detector: Detector, features: Features) -> Tensor:
         """[M, 4], the framework's own generator's."""
 
@@ -77,18 +108,6 @@ class Case(ABC):
     def own_regions(self, detector: Detector, features: Features, proposals: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Probabilities [R, K + 1], background last, and deltas [R, B, 4] of the framework's own second stage."""
 
-    @abstractmethod
-    def stock_losses(self, detector: Detector, batch: LabeledBatch, seed: int) -> dict[str, Tensor]:
-        """The stock model's losses with the same weights, under our names; `seed` is set before its forward."""
-
-    @abstractmethod
-    def stock_detections(self, detector: Detector, images: Images) -> list[Detections]:
-        """The stock model's inference with the same weights."""
-
-    @abstractmethod
-    def exported(self, folder: Path) -> tuple[Detector, nn.Module]:
-        """A detector, and a stock model built without this project that has loaded its exported weights."""
-
 
 LOSSES = {  # torchvision's names -> ours
     "loss_objectness": "dense_cls",
@@ -100,14 +119,13 @@ LOSSES = {  # torchvision's names -> ours
 }
 
 
-class TorchvisionCase(Case):
+class TorchvisionCase(AnchorCase):
     """A `DetectorSpec` of `tests.reference.detectors`; torchvision rounds base anchors to whole pixels."""
 
     anchor_error = 1.0
 
     def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.two_stage = SPECS[name].architecture == "rcnn"
+        super().__init__(name, two_stage=SPECS[name].architecture == "rcnn")
 
     def build(self) -> Detector:
         return build_detector(dataclasses.replace(SPECS[self.name], score_threshold=0.0))

@@ -1,0 +1,289 @@
+"""Detectors of the DETR family by name, their pretrained weights, and what is exported for `transformers`.
+
+A model is described as `transformers` itself describes it, by a config.json: a file, a folder that holds one, or a name
+on the Hugging Face hub. The class follows from its `model_type`, so every member of the family is there.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sed.detectors.detr import QueryDetector
+from sed.detectors.weights import WeightsError, check_fits, imagenet_resnet, read_state_dict
+
+log = logging.getLogger(__name__)
+CONFIG_KEY = "MODEL.DETR.CONFIG"
+# transformers' `resnet`, as (layer_type, depths) -> the ResNet of torchvision that it is, and its names there
+RESNETS = {("bottleneck", (3, 4, 6, 3)): 50, ("basic", (2, 2, 2, 2)): 18}
+TORCHVISION_NAMES = (
+    (r"^conv1\.", "embedder.embedder.convolution."),
+    (r"^bn1\.", "embedder.embedder.normalization."),
+    (r"^layer(\d)\.(\d+)\.", lambda m: f"encoder.stages.{int(m[1]) - 1}.layers.{m[2]}."),
+    (r"\.conv(\d)\.", lambda m: f".layer.{int(m[1]) - 1}.convolution."),
+    (r"\.bn(\d)\.", lambda m: f".layer.{int(m[1]) - 1}.normalization."),
+    (r"\.downsample\.0\.", ".shortcut.convolution."),
+    (r"\.downsample\.1\.", ".shortcut.normalization."),
+)
+
+
+def build_detr(
+    source: str,
+    num_classes: int,
+    pixel_mean: Sequence[float],
+    pixel_std: Sequence[float],
+    detections: int = 100,
+    freeze_at: int = 2,
+) -> QueryDetector:
+    """A detector of the family with fresh weights: `build_model` in its adapter.
+
+    Args:
+        source: see `build_model`, as `num_classes` and `freeze_at`.
+        num_classes: K.
+        pixel_mean: RGB, 0..255.
+        pixel_std: RGB, 0..255.
+        detections: kept an image.
+        freeze_at: of a ResNet.
+
+    Raises:
+        ValueError: as `build_model`.
+        NotADetrError: for a model that lacks what the adapter needs.
+    """
+    return QueryDetector(build_model(source, num_classes, freeze_at), pixel_mean, pixel_std, detections)
+
+
+def build_model(source: str, num_classes: int, freeze_at: int = 2) -> nn.Module:
+    """The `transformers` model that `source` describes, with fresh weights.
+
+    Args:
+        source: a config.json, a folder with one, or a name on the hub.
+        num_classes: K; the config's own number gives way to it.
+        freeze_at: of a ResNet (model_type resnet): 0 nothing, 1 the stem, 2 the stem and the first stage, ... Other
+            backbones are as transformers leaves them.
+
+    Raises:
+        ValueError: for a source that cannot be read, or is not the config of a detector.
+    """
+    from transformers import AutoModelForObjectDetection
+
+    config = read_config(source)
+    if config.num_labels != num_classes:
+        config.num_labels = num_classes
+    for name, value in (("anchor_image_size", None), ("use_pretrained_backbone", False)):
+        if getattr(config, name, None):  # RT-DETR: anchors of one input size only; a download that nobody asked for
+            setattr(config, name, value)
+    try:
+        model = AutoModelForObjectDetection.from_config(config)
+    except (ValueError, ImportError) as error:  # another kind of model; a backbone whose package is missing
+        raise ValueError(f"{CONFIG_KEY} {source}: {error}") from None
+    _freeze(model, freeze_at)
+    return model
+
+
+def _freeze(model: nn.Module, freeze_at: int) -> None:
+    """Train a ResNet from stage `freeze_at` on.
+
+    transformers 4.57 to 5.23 means to leave three stages trainable and freezes them all: it looks for "stage.1" in
+    names that have "stages.1".
+    """
+    for backbone in _resnets(model):
+        for name, parameter in backbone.named_parameters():
+            stage = re.match(r"encoder\.stages\.(\d)", name)
+            parameter.requires_grad_((int(stage[1]) + 2 if stage else 1) > freeze_at)
+
+
+def _resnets(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if type(module).__name__ == "ResNetBackbone"]
+
+
+def read_config(source: str) -> Any:
+    """The `transformers` config of a file, a folder or a name on the hub.
+
+    Raises:
+        ValueError: where there is none, or it cannot be read; offline, where the name is not cached.
+    """
+    from transformers import AutoConfig
+
+    expected = "a transformers config.json, a folder with one, or a name on the Hugging Face hub"
+    if not source:
+        raise ValueError(f"{CONFIG_KEY} is empty; ScaleConsistentDETR needs {expected}")
+    if source.endswith(".json"):
+        try:
+            values = json.loads(Path(source).read_text())
+            return AutoConfig.for_model(values.pop("model_type"), **values)
+        except FileNotFoundError:
+            raise ValueError(f"{CONFIG_KEY} {source}: no such file in {Path.cwd()}; expected {expected}") from None
+        except KeyError:
+            raise ValueError(f"{CONFIG_KEY} {source}: has no model_type; expected {expected}") from None
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{CONFIG_KEY} {source}: not a config of transformers: {error}") from None
+    try:
+        return AutoConfig.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{CONFIG_KEY} {source}: cannot be read ({error}); expected {expected}") from None
+
+
+# ---------------------------------------------------------------------------------------------- weights
+def load_detr_weights(detector: QueryDetector, weights: str, source: str) -> None:
+    """Initialise `detector` in place.
+
+    Args:
+        detector: what `build_detr` made of `source`.
+        weights: "" (nothing), "imagenet" (torchvision's file into a ResNet backbone), "coco" (the weights that `source`
+            itself holds), a folder of transformers, or a file as `Detector.plain_state_dict` names it.
+        source: MODEL.DETR.CONFIG.
+
+    Raises:
+        WeightsError: weights that cannot be had, do not fit, or were trained with other pixels.
+    """
+    if not weights:
+        return
+    if weights == "imagenet":
+        _load_imagenet(detector)
+    elif weights == "coco" or Path(weights).is_dir():
+        _load_folder(detector, source if weights == "coco" else weights)
+    else:
+        _load_file(detector, weights)
+
+
+def _load_imagenet(detector: QueryDetector) -> None:
+    for module in _resnets(detector.model):
+        depth = RESNETS.get((module.config.layer_type, tuple(module.config.depths)))
+        if depth is not None:
+            state = imagenet_resnet(depth)
+            state = {_transformers_name(name): value for name, value in state.items() if not name.startswith("fc.")}
+            check_fits(module.state_dict(), state, "MODEL.WEIGHTS imagenet", "backbone")
+            module.load_state_dict(state, strict=False)
+            log.info("backbone: %d tensors from torchvision's ResNet-%d", len(module.state_dict()), depth)
+            return
+    raise WeightsError(
+        f"MODEL.WEIGHTS imagenet: {type(detector.model).__name__} has no ResNet-18 or -50 (model_type resnet) as its "
+        "backbone; set MODEL.WEIGHTS to coco (the weights of MODEL.DETR.CONFIG), a folder, a file or '' (from scratch)"
+    )
+
+
+def _transformers_name(name: str) -> str:
+    """`layer2.0.bn1.weight` as `transformers` has it: `encoder.stages.1.layers.0.layer.0.normalization.weight`."""
+    for pattern, new in TORCHVISION_NAMES:
+        name = re.sub(pattern, new, name)
+    return name
+
+
+def _load_folder(detector: QueryDetector, source: str) -> None:
+    from transformers import AutoModelForObjectDetection
+
+    if source.endswith(".json"):
+        raise WeightsError(
+            f"MODEL.WEIGHTS coco: {CONFIG_KEY} {source} is a config alone, without weights; name a folder or a model "
+            "of the hub, or set MODEL.WEIGHTS to imagenet, a folder, a file or '' (from scratch)"
+        )
+    try:
+        with _no_bars():
+            model, found = AutoModelForObjectDetection.from_pretrained(
+                source, config=detector.model.config, ignore_mismatched_sizes=True, output_loading_info=True
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise WeightsError(f"MODEL.WEIGHTS: the weights of {source} cannot be had: {error}") from None
+    fresh = {str(row[0]) for row in found["mismatched_keys"]}
+    missing = sorted(set(found["missing_keys"]) - fresh)
+    if missing:
+        raise WeightsError(f"{source}: {len(missing)} tensors of {type(model).__name__} are missing: {missing[:3]}")
+    _compare_pixels(detector, source)
+    detector.model.load_state_dict(model.state_dict())
+    log.info(
+        "detector: the weights of %s; %d tensors start fresh (other classes) %s", source, len(fresh), sorted(fresh)
+    )
+
+
+def _compare_pixels(detector: QueryDetector, source: str) -> None:
+    """Raise WeightsError where `source` says that it was trained with another mean and std."""
+    from transformers import AutoImageProcessor
+
+    try:
+        own = AutoImageProcessor.from_pretrained(source)
+    except (OSError, ValueError):  # it does not say
+        return
+    scale = 255.0 if own.do_rescale else 1.0
+    mean = [v * scale for v in own.image_mean] if own.do_normalize else [0.0] * 3
+    std = [v * scale for v in own.image_std] if own.do_normalize else [scale] * 3
+    here = torch.cat([detector.pixel_mean.flatten(), detector.pixel_std.flatten()]).cpu()
+    if not torch.allclose(here, torch.tensor(mean + std), atol=0.01):
+        raise WeightsError(
+            f"{source} was trained with other pixels; set MODEL.PIXEL_MEAN {[round(v, 3) for v in mean]} "
+            f"MODEL.PIXEL_STD {[round(v, 3) for v in std]}"
+        )
+
+
+def _load_file(detector: QueryDetector, path: str) -> None:
+    state, own = read_state_dict(path), detector.plain_state_dict()
+    fresh = [n for n in own if n in state and state[n].shape != own[n].shape and state[n].shape[1:] == own[n].shape[1:]]
+    fresh = [n for n in fresh if own[n].shape[0] in (detector.num_classes, detector.num_classes + 1)]
+    check_fits(own, state | {name: own[name] for name in fresh}, path, "detector")  # other classes start fresh
+    detector.model.load_state_dict({n: v for n, v in state.items() if n not in fresh}, strict=False)
+    log.info("detector: %d tensors from %s, %d start fresh %s", len(own) - len(fresh), path, len(fresh), fresh)
+
+
+# ---------------------------------------------------------------------------------------------- export
+def save_pretrained(detector: QueryDetector, folder: Path, classes: Sequence[str], size: tuple[int, int]) -> None:
+    """Write the folder that `from_pretrained` and `pipeline("object-detection")` of transformers load.
+
+    Args:
+        detector: the teacher.
+        folder: replaced where it exists, but only once the new one is complete.
+        classes: K names.
+        size: (short side, longest side) of test images. Models that cannot take `any_size` get squares.
+    """
+    model, fresh = detector.model, folder.with_name(folder.name + ".new")
+    model.config.id2label = dict(enumerate(classes))
+    model.config.label2id = {name: index for index, name in enumerate(classes)}
+    square = -(-size[0] // detector.divisor) * detector.divisor
+    free = {"shortest_edge": size[0], "longest_edge": size[1]}
+    mean, std = (values.flatten().cpu() / 255 for values in (detector.pixel_mean, detector.pixel_std))
+    processor = _processor_class(detector)(
+        do_normalize=True,
+        image_mean=mean.tolist(),
+        image_std=std.tolist(),
+        size=free if detector.any_size else {"height": square, "width": square},
+    )
+    shutil.rmtree(fresh, ignore_errors=True)
+    with _no_bars():
+        model.save_pretrained(fresh)
+    processor.save_pretrained(fresh)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(fresh, folder)
+
+
+def _processor_class(detector: QueryDetector) -> Any:
+    """The image processor that transformers names for the model, or that of its kin where it names none."""
+    import transformers
+    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
+
+    kind = type(getattr(detector.model, "config", None))
+    if kind not in IMAGE_PROCESSOR_MAPPING:  # RT-DETR v2, D-FINE
+        return transformers.DetrImageProcessor if detector.softmax else transformers.RTDetrImageProcessor
+    found = IMAGE_PROCESSOR_MAPPING[kind]
+    return next(c for c in (found.values() if isinstance(found, dict) else found) if c is not None)
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Without the progress bars of transformers, a line for every tensor in a log file."""
+    from transformers.utils import logging as theirs
+
+    shown = theirs.is_progress_bar_enabled()
+    theirs.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            theirs.enable_progress_bar()
