@@ -38,7 +38,7 @@ def _defaults() -> CfgNode:
 
     # ---------------------------------------------------------------- model
     c.MODEL = CfgNode()
-    c.MODEL.META_ARCHITECTURE = "ScaleConsistentRCNN"  # | ScaleConsistentRetinaNet
+    c.MODEL.META_ARCHITECTURE = "ScaleConsistentRCNN"  # | ScaleConsistentRetinaNet | ScaleConsistentDETR
     c.MODEL.DEVICE = "auto"  # auto (cuda where there is one) | cuda | cpu
     c.MODEL.WEIGHTS = ""  # "" (from scratch) | imagenet | coco (torchvision's own enums) | a local file
     c.MODEL.PIXEL_MEAN = [123.675, 116.28, 103.53]  # RGB, 0..255
@@ -75,6 +75,9 @@ def _defaults() -> CfgNode:
     c.MODEL.RETINANET.SCORE_THRESH_TEST = 0.05
     c.MODEL.RETINANET.NMS_THRESH_TEST = 0.5
     c.MODEL.RETINANET.TOPK_CANDIDATES_TEST = 1000
+    c.MODEL.DETR = CfgNode()  # the DETR family; of the other MODEL keys WEIGHTS, PIXEL_* and BACKBONE.FREEZE_AT count
+    c.MODEL.DETR.CONFIG = ""  # which model: a config.json, a folder with one, or a name on the Hugging Face hub
+    c.MODEL.DETR.NUM_CLASSES = 80  # K
 
     # ---------------------------------------------------------------- data
     c.DATASETS = CfgNode()
@@ -150,6 +153,7 @@ def _defaults() -> CfgNode:
     c.SED.SCALE_SOURCE = "strong"  # which student view is P(X) of Eq. 2: strong | weak (one more pass)
     c.SED.MAX_SCALE = 1  # S: the small view is 1/2^s, s drawn from {1..S}
     c.SED.REGIONS_PER_VIEW = 256  # proposals a view for the region terms (pairs an image: twice that)
+    c.SED.LAMBDA_IOU = 1.0  # lambda of Alg. 1: GIoU beside the class divergence when queries are matched
     c.SED.REWEIGHT = CfgNode()
     c.SED.REWEIGHT.KIND = "histogram"  # histogram (Eq. 5) | none | ohem | focal
     c.SED.REWEIGHT.BINS = 10  # M
@@ -304,7 +308,7 @@ def _coerce(value: object, default: object) -> object:
 
 CHOICES = {
     "ENGINE": ("auto", "detectron2", "torchvision"),
-    "MODEL.META_ARCHITECTURE": ("ScaleConsistentRCNN", "ScaleConsistentRetinaNet"),
+    "MODEL.META_ARCHITECTURE": ("ScaleConsistentRCNN", "ScaleConsistentRetinaNet", "ScaleConsistentDETR"),
     "MODEL.RESNETS.NORM": ("FrozenBN", "BN", "GN"),
     "INPUT.RANDOM_FLIP": ("horizontal", "none"),
     "INPUT.CUTOUT_FILL": ("random", "constant"),

@@ -11,6 +11,8 @@ A driver (a plain loop, Detectron2's trainers, DDP around the method) does, for 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -58,6 +60,23 @@ class Schedule:
     def ramp(self, step: int) -> float:
         """Factor in [0, 1] on the unsupervised weights at `step`."""
         return ramp(step, burn_in=self.burn_in, ramp_steps=self.ramp_steps)
+
+
+@contextmanager
+def statistics_kept(model: nn.Module) -> Iterator[None]:
+    """Batch norm in train mode goes on normalising by the batch, but its running statistics stay as they are.
+
+    They are what the exported model normalises by. Left alone, passes on strong and half-size views would make up two
+    thirds of them, and no test image looks like those. So they come from the labelled images alone.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
 
 
 class Method(nn.Module, ABC):

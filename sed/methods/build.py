@@ -54,6 +54,7 @@ def method_from_keys(config: Mapping[str, Any], student: Detector) -> Method:
         scale_source=sed["SCALE_SOURCE"],
         max_scale=sed["MAX_SCALE"],
         regions_per_view=sed["REGIONS_PER_VIEW"],
+        lambda_iou=sed["LAMBDA_IOU"],
         reweight=sed["REWEIGHT"]["KIND"],
         bins=sed["REWEIGHT"]["BINS"],
         over_processes=sed["REWEIGHT"]["OVER_PROCESSES"],

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sed.core.structures import Images, LabeledBatch, Targets, UnlabeledBatch
 from sed.detectors.base import Detector
-from sed.methods.base import Method, Schedule
+from sed.methods.base import Method, Schedule, statistics_kept
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,9 @@ class PseudoLabel(Method):
             return losses
         targets = self.pseudo_labels(unlabeled.weak)
         weight = self.options.weight * len(unlabeled) / len(labeled) * self.schedule.ramp(step)
-        for part, loss in self.student.supervised_losses(LabeledBatch(unlabeled.strong, targets)).items():
+        with statistics_kept(self.student):
+            parts = self.student.supervised_losses(LabeledBatch(unlabeled.strong, targets))
+        for part, loss in parts.items():
             if part.endswith("_cls") or self.options.box_loss:
                 losses[f"pseudo/{part}"] = weight * loss
         self.metrics["teacher_positives"] = torch.tensor(sum(len(t.classes) for t in targets))
