@@ -20,6 +20,8 @@ from sed.data.mapper import LABELED, UNLABELED, ImageInfo, Mapper
 from sed.data.partition import Split, check_num_classes, partition
 from sed.detectors.base import Detector
 from sed.detectors.build import DetectorSpec, build_detector
+from sed.detectors.detr import NotADetrError
+from sed.detectors.detr_build import build_detr, load_detr_weights
 from sed.detectors.weights import load_pretrained
 from sed.engine import checkpoint
 from sed.engine.launch import rank, world_size
@@ -99,7 +101,8 @@ def build_test_set(cfg: CfgNode) -> Dataset:
 
 def _num_classes(cfg: CfgNode) -> tuple[str, int]:
     """The key of K and its value."""
-    part = "RETINANET" if cfg.MODEL.META_ARCHITECTURE.endswith("RetinaNet") else "ROI_HEADS"
+    parts = {"ScaleConsistentRetinaNet": "RETINANET", "ScaleConsistentDETR": "DETR"}
+    part = parts.get(cfg.MODEL.META_ARCHITECTURE, "ROI_HEADS")
     return f"MODEL.{part}.NUM_CLASSES", cfg.MODEL[part].NUM_CLASSES
 
 
@@ -158,6 +161,11 @@ def build_evaluator(cfg: CfgNode, test: Dataset, device: torch.device) -> Callab
     return run
 
 
+def test_size(cfg: CfgNode) -> tuple[int, int]:
+    """(short side, longest side) of test images, pixels."""
+    return cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+
+
 def _range(values: Sequence[int]) -> tuple[int, int]:
     if not values or min(values) < 1:
         raise ConfigError(f"INPUT.MIN_SIZE_TRAIN is {tuple(values)}; expected one length in pixels or a range of two")
@@ -205,16 +213,45 @@ def detector_spec(cfg: CfgNode) -> DetectorSpec:
 
 
 def build_student(cfg: CfgNode, weights: str) -> Detector:
-    """The detector with `weights`: "" (fresh), "imagenet", "coco", a file, or a checkpoint."""
+    """The detector with `weights`: "" (fresh), "imagenet", "coco", a file, a checkpoint or a transformers folder."""
+    m = cfg.MODEL
     try:
-        detector = build_detector(detector_spec(cfg))
-    except ValueError as error:  # parts that do not go together
+        if _is_detr(cfg):
+            limit, frozen = cfg.TEST.DETECTIONS_PER_IMAGE, m.BACKBONE.FREEZE_AT
+            detector = build_detr(m.DETR.CONFIG, m.DETR.NUM_CLASSES, m.PIXEL_MEAN, m.PIXEL_STD, limit, frozen)
+        else:
+            detector = build_detector(detector_spec(cfg))
+    except (ValueError, NotADetrError) as error:  # parts that do not go together
         raise ConfigError(str(error)) from None
     if Path(weights).is_file() and checkpoint.is_full(checkpoint.read(weights)):
         checkpoint.load_weights(detector, weights)
+    elif _is_detr(cfg):
+        load_detr_weights(detector, weights, m.DETR.CONFIG)
     else:
-        load_pretrained(detector, weights, cfg.MODEL.RESNETS.DEPTH)
+        load_pretrained(detector, weights, m.RESNETS.DEPTH)
     return detector
+
+
+def trained_detector(cfg: CfgNode, weights: str, which: str = "teacher") -> Detector:
+    """The detector with weights that make all of it: a plain file, a checkpoint, "coco", a transformers folder.
+
+    Args:
+        cfg: MODEL and TEST are read.
+        weights: any of those.
+        which: "teacher" or "student" of a full checkpoint.
+
+    Raises:
+        CheckpointError: no such file, or one that does not fit.
+    """
+    if weights == "coco" or (_is_detr(cfg) and Path(weights).is_dir()):
+        return build_student(cfg, weights)
+    detector = build_student(cfg, "")
+    checkpoint.load_weights(detector, weights, which)
+    return detector
+
+
+def _is_detr(cfg: CfgNode) -> bool:
+    return cfg.MODEL.META_ARCHITECTURE == "ScaleConsistentDETR"
 
 
 # ---------------------------------------------------------------------------------------------- trainer

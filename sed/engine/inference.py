@@ -10,11 +10,9 @@ from sed.core.structures import LabeledBatch
 from sed.data.catalog import Dataset, load_datasets
 from sed.data.mapper import Mapper
 from sed.detectors.base import Detector
-from sed.engine import build, checkpoint
+from sed.engine import build
 from sed.evaluation.files import trained_weights
 from sed.evaluation.pictures import Painter, paint_boxes
-
-_PRETRAINED = ("coco",)  # names that are whole detectors
 
 
 def load_detector(cfg: CfgNode, weights: str) -> Detector:
@@ -22,19 +20,15 @@ def load_detector(cfg: CfgNode, weights: str) -> Detector:
 
     Args:
         cfg: MODEL and TEST are read.
-        weights: a plain file, a full checkpoint (its teacher) or "coco"; "" is OUTPUT_DIR's model_best.pth,
-            or model_final.pth where there is no best one.
+        weights: as `build.trained_detector` (of a full checkpoint the teacher); "" is OUTPUT_DIR's model_best.pth, or
+            model_final.pth where there is no best one.
 
     Raises:
         CheckpointError: no such file, or one that does not fit.
         DataError: "" where OUTPUT_DIR holds neither.
     """
     device = build.resolve_device(cfg.MODEL.DEVICE)
-    weights = weights or trained_weights(cfg.OUTPUT_DIR)
-    detector = build.build_student(cfg, weights if weights in _PRETRAINED else "")
-    if weights not in _PRETRAINED:
-        checkpoint.load_weights(detector, weights)
-    return detector.to(device).eval()
+    return build.trained_detector(cfg, weights or trained_weights(cfg.OUTPUT_DIR)).to(device).eval()
 
 
 def test_mapper(cfg: CfgNode) -> Mapper:

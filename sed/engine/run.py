@@ -31,7 +31,8 @@ def train(cfg: CfgNode, resume: bool = False) -> Counters:
     """Train what `cfg` describes into its OUTPUT_DIR; every process of the run calls this.
 
     Leaves there: config.yaml, versions.json, split.json, log.txt, metrics.jsonl, TensorBoard events, the last
-    checkpoints, model_best.pth and model_final.pth (plain weights of the teacher) and predictions.png.
+    checkpoints, model_best.pth and model_final.pth (plain weights of the teacher; for the DETR family also the folder
+    model_final, which `from_pretrained` loads) and predictions.png.
 
     Args:
         cfg: the run.
@@ -94,6 +95,8 @@ def train(cfg: CfgNode, resume: bool = False) -> Counters:
     if rank() == 0:
         teacher = method.teacher.module
         checkpoint.save_atomic(checkpoint.plain_weights(teacher), folder / "model_final.pth")
+        if teacher.save_stock(folder / "model_final", data.labeled.classes, build.test_size(cfg)):
+            log.info("for transformers: from_pretrained(%r)", str(folder / "model_final"))
         if data.test:
             few = replace(data.test, records=data.test.records[:6])
             found = detect_all(teacher, build.batches_of(cfg, few, student.divisor)(), device)
@@ -134,10 +137,7 @@ def evaluate_only(cfg: CfgNode, resume: bool = False, which: str = "teacher") ->
         source = weights
     else:
         raise checkpoint.CheckpointError(f"{folder} holds no checkpoint; set MODEL.WEIGHTS to the file to evaluate")
-    detector = build.build_student(cfg, "coco" if source == "coco" else "")
-    if source != "coco":
-        checkpoint.load_weights(detector, source, which)
-    detector.to(device)
+    detector = build.trained_detector(cfg, source, which).to(device)
     log.info("evaluating %s (%s) on %s, %d images", source, which, test.name, len(test))
     results = build.build_evaluator(cfg, test, device)(detector)
     if rank() == 0:

@@ -117,12 +117,14 @@ class Trainer:
         self._saved_statistics = [b.clone() for b in self._statistics]
         self.model: nn.Module = method
         if world_size() > 1:
-            # The supervised losses reach every trainable parameter in every step, burn-in included: DDP need
-            # not look for unused ones. The teacher takes no gradient; buffers stay each process's own.
+            # The supervised losses of the others reach every trainable parameter in every step, burn-in included; the
+            # DETR family has some that a batch may leave out (denoising without boxes, mask tokens), and DDP must look
+            # for them. The teacher takes no gradient; buffers stay each process's own.
             ids = [device.index] if device.type == "cuda" else None
             renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
             own_buffers = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-            self.model = DistributedDataParallel(method, device_ids=ids, **own_buffers)
+            look = "query" in method.student.heads
+            self.model = DistributedDataParallel(method, device_ids=ids, find_unused_parameters=look, **own_buffers)
 
     # ------------------------------------------------------------------------------------------ the loop
     def train(self) -> Counters:

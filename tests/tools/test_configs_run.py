@@ -27,7 +27,12 @@ CHANGED = {
         "DATASETS.TRAIN {digits}/train.json DATASETS.TEST {digits}/test.json DATASETS.UNLABELED {digits}/tune " + SMALL
     ),
     "digits.yaml": SPLIT + "SEMI.LABELED_COUNT 4",
+    "digits_detr.yaml": SPLIT + "SEMI.LABELED_COUNT 4",
     "quickstart.yaml": SPLIT + "SEMI.LABELED_COUNT 4",
+    "voc_detr.yaml": (
+        "DATASETS.TRAIN {digits}/train.json DATASETS.TEST {digits}/test.json DATASETS.UNLABELED {digits}/tune "
+        "MODEL.DETR.NUM_CLASSES 5 " + SMALL
+    ),
 }
 
 

@@ -18,7 +18,10 @@ import torch
 import torchvision
 
 from sed.data.digits import make_digits
+from sed.detectors.detr import IMAGENET_MEAN, IMAGENET_STD
+from sed.detectors.detr_build import build_detr, save_pretrained
 from tests.reference.detectors import make_detector, make_labeled, make_unlabeled
+from tests.reference.detr import write_config
 from tests.reference.small import NEEDS_DETECTRON2, SMALL
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,9 +98,34 @@ def test_the_commands_for_detectron2_run_as_they_stand(home: Path) -> None:
     assert (home / "output/coco_10/visualize/predictions/contact_sheet.png").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_page_of_the_detr_family_runs_as_it_stands(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only published weights are replaced, by folders of the same names with tiny models in them."""
+    page = (ROOT / "docs/detr.md").read_text()
+    shutil.rmtree(home / "output", ignore_errors=True)
+    for place, name, mean, std in (
+        ("PekingU/rtdetr_r18vd_coco_o365", "rt_detr", (0.0,) * 3, (255.0,) * 3),
+        ("SenseTime/deformable-detr", "deformable_detr", IMAGENET_MEAN, IMAGENET_STD),
+    ):
+        tiny = build_detr(str(write_config(home, name)), 4, mean, std)
+        (home / place).parent.mkdir()
+        save_pretrained(tiny, home / place, [f"class {k}" for k in range(4)], (128, 128))
+    commands = tool_commands("docs/detr.md")
+    assert len(commands) == 2
+    for words in commands:
+        run(words, home, "ENGINE torchvision MODEL.DETR.NUM_CLASSES 5")
+    monkeypatch.chdir(home)
+    (home / "datasets/digits/test").mkdir(parents=True)
+    shutil.copy(home / "my/val/00000.png", home / "datasets/digits/test/00000.png")
+    for block in page.split("```python\n")[1:]:
+        exec(block.split("```")[0], names := {})
+    assert names["detector"].heads == {"query"}
+
+
 def run(words: list[str], home: Path, more: str) -> None:
     assert words[0] == ".venv/bin/python"
-    data = COCO if "configs/coco_10.yaml" in words else OWN
+    data = OWN if "configs/custom.yaml" in words else COCO
     small = SMALL.replace("MODEL.WEIGHTS ''", "") if "MODEL.WEIGHTS" in words else SMALL
     command = ["2" if word == "8" else word for word in words[1:]]  # two processes for eight GPUs
     command = [sys.executable, *command, *shlex.split(f"{more} {data} {SHORT} {small}")]
