@@ -2,10 +2,12 @@
 
 from sed.d2.backbone import build_small_fpn_backbone
 from sed.d2.config import add_sed_config, load_config
+from sed.d2.detr import ScaleConsistentDETR
 from sed.d2.meta_arch import ScaleConsistentRCNN, ScaleConsistentRetinaNet
 from sed.d2.trainer import SemiSupervisedTrainer
 
 __all__ = [
+    "ScaleConsistentDETR",
     "ScaleConsistentRCNN",
     "ScaleConsistentRetinaNet",
     "SemiSupervisedTrainer",

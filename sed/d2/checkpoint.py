@@ -20,11 +20,14 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from sed.d2.config import TRAINED_FOR, preprocessing, trained_for
+from sed.d2.detr import ScaleConsistentDETR
 from sed.data.files import CheckpointError, checkpoints, read, save_atomic
 from sed.detectors.base import Detector
+from sed.detectors.detr_build import load_detr_weights
 from sed.detectors.weights import WeightsError
 
 PREFIXES = {"student": "method.student.", "teacher": "method.teacher.module."}
+DETR_NAMES = ("", "imagenet", "coco")  # MODEL.WEIGHTS of the DETR family that are no paths
 # All that a pickle of arrays by name is made of
 _HARMLESS = {
     ("numpy", "ndarray"),
@@ -49,7 +52,8 @@ def load_weights(detector: Detector, path: str, cfg: CfgNode, which: str = "teac
 
     Args:
         detector: changed in place.
-        path: local, or anything that Detectron2's PathManager finds (detectron2://, https://); "" does nothing.
+        path: local, or anything that Detectron2's PathManager finds (detectron2://, https://); "" does nothing. For the
+            DETR family also "imagenet", "coco" (the weights of MODEL.DETR.CONFIG) and a folder of transformers.
         cfg: what the detector was built from; compared with what an exported file was trained for.
         which: "teacher" or "student" of a full checkpoint.
         whole: every tensor of the detector must be there (to evaluate). Otherwise Detectron2's rule: what has
@@ -59,7 +63,11 @@ def load_weights(detector: Detector, path: str, cfg: CfgNode, which: str = "teac
         CheckpointError: a file that cannot be read or would run code.
         WeightsError: a file that cannot be had, or fits nothing, or not all where `whole`.
     """
-    if path:
+    if isinstance(detector, ScaleConsistentDETR) and (path in DETR_NAMES or Path(path).is_dir()):
+        if path == "imagenet" and whole:
+            raise WeightsError("MODEL.WEIGHTS imagenet: a backbone alone, which detects nothing; name a trained file")
+        load_detr_weights(detector, path, cfg.MODEL.DETR.CONFIG)
+    elif path:
         _DetectorCheckpointer(detector, cfg, which, whole).load(path)
 
 
@@ -132,7 +140,9 @@ class _DetectorCheckpointer(SafeCheckpointer):
         model, prefix = checkpoint["model"], PREFIXES[self.which]
         if any(name.startswith(prefix) for name in model):  # a full checkpoint of a run
             model = {n.removeprefix(prefix): v for n, v in model.items() if n.startswith(prefix)}
-            checkpoint = {"model": model}
+        if isinstance(self.model, ScaleConsistentDETR):
+            model = self.model.own_names(model)
+        checkpoint["model"] = model
         result = super()._load_model(checkpoint)
         own = self.model.state_dict()
         wrong = {*result.missing_keys, *(name for name, *_ in result.incorrect_shapes)}

@@ -41,6 +41,8 @@ IMPLIED: dict[str, Any] = {
     "MODEL.RETINANET.SMOOTH_L1_LOSS_BETA": 0.0,  # L1, as in torchvision and in Detectron2's own RetinaNet configs
 }
 META_ARCHITECTURES = {"GeneralizedRCNN": "ScaleConsistentRCNN", "RetinaNet": "ScaleConsistentRetinaNet"}
+DETR = "ScaleConsistentDETR"  # the family of transformers; Detectron2 itself has none
+NUM_CLASSES = {"ScaleConsistentRetinaNet": "MODEL.RETINANET.NUM_CLASSES", DETR: "MODEL.DETR.NUM_CLASSES"}
 # MODEL.WEIGHTS by name, as on the native engine (there torchvision's files)
 IMAGENET = {50: "detectron2://ImageNetPretrained/torchvision/R-50.pkl"}
 COCO = {
@@ -54,7 +56,8 @@ COCO = {
     ),
 }
 # What weights expect of their input; files of ours name it, and loading compares
-PREPROCESSING = ("INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "MODEL.RESNETS.STRIDE_IN_1X1")
+PIXELS = ("INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD")
+PREPROCESSING = (*PIXELS, "MODEL.RESNETS.STRIDE_IN_1X1")
 TRAINED_FOR = "trained_for"  # the entry of those files
 ANCHORS = ("MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS")
 
@@ -92,12 +95,20 @@ def stock_config(cfg: CfgNode, weights: str) -> CfgNode:
     """`cfg` as a config of Detectron2 alone: none of our keys, its own meta-architecture. For its demo and tools.
 
     A user's subclass of one of ours becomes the stock class, which is what Detectron2 alone can build.
+
+    Raises:
+        ConfigError: for ScaleConsistentDETR, which Detectron2 alone cannot build; a run leaves a folder of
+            transformers instead.
     """
+    mine = architecture(cfg)
+    if mine == DETR:
+        raise ConfigError(f"MODEL.META_ARCHITECTURE {DETR}: Detectron2 alone has no such detector; use transformers")
     stock = detectron2_cfg()
     own = dict(leaves(cfg))
     for key, _ in leaves(stock):
         _set(stock, key, own[key])
-    stock.MODEL.META_ARCHITECTURE = _stock_name(cfg.MODEL.META_ARCHITECTURE) or cfg.MODEL.META_ARCHITECTURE
+    theirs = {ours: name for name, ours in META_ARCHITECTURES.items()}
+    stock.MODEL.META_ARCHITECTURE = theirs.get(mine, cfg.MODEL.META_ARCHITECTURE)
     stock.MODEL.WEIGHTS = weights
     return stock
 
@@ -114,14 +125,30 @@ def zoo_config(name: str) -> CfgNode:
     return cfg
 
 
+def architecture(cfg: CfgNode) -> str:
+    """Which of ours MODEL.META_ARCHITECTURE is, or is a registered subclass of; "" for any other."""
+    name = cfg.MODEL.META_ARCHITECTURE
+    found = META_ARCH_REGISTRY.get(name) if name in META_ARCH_REGISTRY else None
+    for mine in (*META_ARCHITECTURES.values(), DETR):
+        if isinstance(found, type) and issubclass(found, META_ARCH_REGISTRY.get(mine)):
+            return mine
+    return ""
+
+
+def num_classes(cfg: CfgNode) -> tuple[str, int]:
+    """The key of K and its value."""
+    key = NUM_CLASSES.get(architecture(cfg), "MODEL.ROI_HEADS.NUM_CLASSES")
+    return key, _pick(cfg, (key,))[key]
+
+
 def preprocessing(cfg: CfgNode) -> dict[str, Any]:
     """What a detector of `cfg` expects of its input: {dotted key: value}."""
-    return _pick(cfg, PREPROCESSING)
+    return _pick(cfg, PIXELS if architecture(cfg) == DETR else PREPROCESSING)
 
 
 def trained_for(cfg: CfgNode) -> dict[str, Any]:
     """What an exported file says beside its weights: {dotted key: value}."""
-    return _pick(cfg, PREPROCESSING + ANCHORS)
+    return preprocessing(cfg) | ({} if architecture(cfg) == DETR else _pick(cfg, ANCHORS))
 
 
 def _pick(cfg: CfgNode, keys: tuple[str, ...]) -> dict[str, Any]:
@@ -161,11 +188,11 @@ def _zoo_defaults(base: str) -> CfgNode:
 def _resolve(cfg: CfgNode, from_zoo: bool) -> None:
     """Put Detectron2's own names where ours stand for both engines."""
     m = cfg.MODEL
-    mine = META_ARCHITECTURES.get(_stock_name(m.META_ARCHITECTURE))
-    if mine is None:
+    mine = architecture(cfg)
+    if not mine:
         raise ConfigError(
             f"MODEL.META_ARCHITECTURE is {m.META_ARCHITECTURE!r}; it must be one of "
-            f"{', '.join(META_ARCHITECTURES.values())}, or a registered subclass of one"
+            f"{', '.join([*META_ARCHITECTURES.values(), DETR])}, or a registered subclass of one"
         )
     for key in ("MASK_ON", "KEYPOINT_ON"):
         if m[key]:
@@ -185,6 +212,10 @@ def _resolve(cfg: CfgNode, from_zoo: bool) -> None:
         cfg.INPUT.MIN_SIZE_TRAIN = (min(sizes), max(sizes))
     _shorten_schedule(cfg.SOLVER)
     cfg.SOLVER.IMS_PER_BATCH = cfg.SEMI.IMS_PER_BATCH_LABELED + cfg.SEMI.IMS_PER_BATCH_UNLABELED
+    if mine == DETR:  # its backbone and the names of its weights are those of `sed.detectors.detr_build`
+        if m.WEIGHTS == "imagenet" and from_zoo:
+            _set_preprocessing(cfg, _own_defaults())
+        return
     if m.RESNETS.DEPTH in (18, 34):
         m.RESNETS.RES2_OUT_CHANNELS = 64  # of the basic blocks
     if not from_zoo:
@@ -229,15 +260,6 @@ def _pyramid_of(m: CfgNode, mine: str) -> None:
     elif mine == "ScaleConsistentRetinaNet" and m.BACKBONE.NAME == "build_resnet_fpn_backbone":
         m.BACKBONE.NAME = "build_retinanet_resnet_fpn_backbone"  # P3..P7
         m.RESNETS.OUT_FEATURES = m.FPN.IN_FEATURES = ["res3", "res4", "res5"]
-
-
-def _stock_name(name: str) -> str:
-    """Detectron2's class behind one of our meta-architectures or a registered subclass of one; "" for any other."""
-    found = META_ARCH_REGISTRY.get(name) if name in META_ARCH_REGISTRY else None
-    for theirs, mine in META_ARCHITECTURES.items():
-        if isinstance(found, type) and issubclass(found, META_ARCH_REGISTRY.get(mine)):
-            return theirs
-    return ""
 
 
 def _set_preprocessing(cfg: CfgNode, source: CfgNode) -> None:

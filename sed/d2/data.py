@@ -24,6 +24,7 @@ from detectron2.utils import comm
 from sed.config import ConfigError
 from sed.core.structures import LabeledBatch, UnlabeledBatch
 from sed.d2.catalog import dataset_of, datasets_of, evaluable
+from sed.d2.config import num_classes
 from sed.d2.mapper import CHANNELS, ViewMapper
 from sed.data.augmentation import StrongAugmentation
 from sed.data.catalog import Dataset, Record
@@ -54,7 +55,7 @@ def build_data(cfg: CfgNode) -> Data:
     d, s, root = cfg.DATASETS, cfg.SEMI, cfg.DATASETS.IMAGE_ROOT
     if not d.TRAIN:
         raise ConfigError("DATASETS.TRAIN is empty: set it to the name or the COCO json of the labelled images")
-    key, num_classes = _num_classes(cfg)
+    key, classes = num_classes(cfg)
     return partition(
         lambda: datasets_of(d.TRAIN, root),
         (lambda: datasets_of(d.UNLABELED, root, labeled=False)) if d.UNLABELED else None,
@@ -62,7 +63,7 @@ def build_data(cfg: CfgNode) -> Data:
         divide=Split(s.LABELED_PERCENT, s.LABELED_COUNT, s.FOLD),
         method=s.METHOD,
         filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-        num_classes=num_classes,
+        num_classes=classes,
         classes_key=key,
     )
 
@@ -73,17 +74,11 @@ def build_test_sets(cfg: CfgNode) -> list[Dataset]:
     Raises:
         DataError: if one cannot be used, or has another number of classes than the model.
     """
-    key, num_classes = _num_classes(cfg)
+    key, classes = num_classes(cfg)
     tests = [evaluable(dataset_of(source, cfg.DATASETS.IMAGE_ROOT)) for source in cfg.DATASETS.TEST]
     for test in tests:
-        check_num_classes(test, num_classes, key)
+        check_num_classes(test, classes, key)
     return tests
-
-
-def _num_classes(cfg: CfgNode) -> tuple[str, int]:
-    """The key of K and its value."""
-    part = "RETINANET" if cfg.MODEL.META_ARCHITECTURE.endswith("RetinaNet") else "ROI_HEADS"
-    return f"MODEL.{part}.NUM_CLASSES", cfg.MODEL[part].NUM_CLASSES
 
 
 # ---------------------------------------------------------------------------------------------- loader

@@ -17,8 +17,8 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from sed.config import ConfigError
-from sed.d2.checkpoint import load_weights
-from sed.d2.config import stock_config
+from sed.d2.checkpoint import DETR_NAMES, load_weights
+from sed.d2.config import DETR, architecture, stock_config
 from sed.d2.data import build_test_sets
 from sed.d2.inference import painter, test_mapper
 from sed.d2.trainer import SemiSupervisedTrainer
@@ -39,7 +39,8 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
 
     Leaves there what Detectron2 leaves (config.yaml, log.txt, metrics.json, TensorBoard events, inference/) and
     versions.json, split.json, the last checkpoints, model_best.pth and model_final.pth (plain Detectron2 checkpoints of
-    the teacher), detectron2.yaml (a config with which stock Detectron2 loads them) and predictions.png.
+    the teacher), detectron2.yaml (a config with which stock Detectron2 loads them; of the DETR family instead the
+    folder model_final, which `from_pretrained` of transformers loads) and predictions.png.
 
     Args:
         cfg: of `sed.d2.load_config`.
@@ -79,19 +80,24 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
             )
     if comm.is_main_process():
         write_versions(folder, trainer.method.student.pixel_mean.device)
-        save_text(stock_config(cfg, str(folder / "model_final.pth")).dump(), folder / "detectron2.yaml")
+        if architecture(cfg) != DETR:
+            save_text(stock_config(cfg, str(folder / "model_final.pth")).dump(), folder / "detectron2.yaml")
     trainer.train()
     if comm.is_main_process():
+        teacher = trainer.method.teacher.module
+        classes = data.labeled.classes if data is not None else tuple(map(str, range(teacher.num_classes)))
+        if teacher.save_stock(folder / "model_final", classes, (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)):
+            log.info("for transformers: from_pretrained(%r)", str(folder / "model_final"))
         if cfg.DATASETS.TEST:
             test = (data.tests if data is not None else build_test_sets(cfg))[0]
-            _draw(cfg, trainer.method.teacher.module, test, folder / "predictions.png")
+            _draw(cfg, teacher, test, folder / "predictions.png")
         log.info("done: %s", folder / "model_final.pth")
     comm.synchronize()
     return getattr(trainer, "_last_eval_results", {})
 
 
 def evaluate_only(cfg: CfgNode, resume: bool = False, which: str = "teacher") -> dict[str, Any]:
-    """Evaluate on DATASETS.TEST: MODEL.WEIGHTS where it is set, else OUTPUT_DIR's last checkpoint.
+    """Evaluate on DATASETS.TEST: MODEL.WEIGHTS where it is a file or folder, else OUTPUT_DIR's last checkpoint.
 
     Args:
         cfg: of `sed.d2.load_config`.
@@ -109,9 +115,9 @@ def evaluate_only(cfg: CfgNode, resume: bool = False, which: str = "teacher") ->
     folder, weights = Path(cfg.OUTPUT_DIR), cfg.MODEL.WEIGHTS
     saved = checkpoints(folder)
     # Where the config names what training starts from, the run's own checkpoint is meant, as on the native engine
-    if saved and (resume or not Path(weights).is_file()):
+    if saved and (resume or weights in DETR_NAMES or not Path(weights).exists()):
         weights = str(saved[-1])
-    if not weights or "ImageNetPretrained" in weights:
+    if weights in ("", "imagenet") or "ImageNetPretrained" in weights:
         raise CheckpointError(f"{folder} holds no checkpoint; set MODEL.WEIGHTS to the file to evaluate")
     if not build_test_sets(cfg):
         raise ConfigError("DATASETS.TEST is empty: set it to the name or the COCO json of the images to evaluate on")

@@ -36,6 +36,7 @@ from sed.d2.data import DualLoader, build_train_loader
 from sed.d2.hooks import Checkpoints, Metrics, TeacherUpdate, TeacherWeights
 from sed.data.rng import rng_state, set_rng_state
 from sed.detectors.base import Detector
+from sed.detectors.detr import NotADetrError
 from sed.methods.base import Method
 from sed.methods.build import method_from_keys
 from sed.methods.guards import diverged
@@ -97,8 +98,10 @@ class SemiSupervisedTrainer(DefaultTrainer):
         data_loader = self.build_train_loader(cfg)
         device = next(model.parameters()).device
         device_ids = [device.index] if device.type == "cuda" else None
-        # The supervised losses reach every trainable parameter in every step: DDP need not look for unused ones
-        ddp = create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids)
+        # The supervised losses of the others reach every trainable parameter in every step; the DETR family has some
+        # that a batch may leave out (denoising without boxes, mask tokens), and DDP must look for them
+        look = "query" in model.method.student.heads
+        ddp = create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids, find_unused_parameters=look)
         self._trainer = (AMPTrainer if scaled else SimpleTrainer)(ddp, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = RunCheckpointer(ddp, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
@@ -144,21 +147,38 @@ class SemiSupervisedTrainer(DefaultTrainer):
     # ------------------------------------------------------------------------------------------ parts
     @classmethod
     def build_model(cls, cfg: CfgNode) -> SemiSupervisedModel:
-        """MODEL.META_ARCHITECTURE as the student, a copy of it as the teacher, in the method of SEMI.METHOD."""
-        student = super().build_model(cfg)
+        """MODEL.META_ARCHITECTURE as the student, a copy of it as the teacher, in the method of SEMI.METHOD.
+
+        Raises:
+            ConfigError: for a detector that the methods cannot train.
+        """
+        try:
+            student = super().build_model(cfg)
+        except NotADetrError as error:
+            raise ConfigError(f"MODEL.DETR.CONFIG {cfg.MODEL.DETR.CONFIG}: {error}") from None
         if not isinstance(student, Detector):
             raise ConfigError(
-                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}: set it to ScaleConsistentRCNN or "
-                "ScaleConsistentRetinaNet (or to a subclass of your own)"
+                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}: set it to ScaleConsistentRCNN, "
+                "ScaleConsistentRetinaNet or ScaleConsistentDETR (or to a subclass of your own)"
             )
         return SemiSupervisedModel(method_from_keys(cfg, student).to(cfg.MODEL.DEVICE))
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """Detectron2's SGD, or AdamW (SOLVER.OPTIMIZER), over the student; with all of CLIP_GRADIENTS' types."""
+        """Detectron2's SGD, or AdamW (SOLVER.OPTIMIZER), over the student; with all of CLIP_GRADIENTS' types.
+
+        Raises:
+            ConfigError: for a SOLVER.BACKBONE_MULTIPLIER without any backbone.
+        """
         s, clip = cfg.SOLVER, cfg.SOLVER.CLIP_GRADIENTS
         student = model.method.student if isinstance(model, SemiSupervisedModel) else model
         whole = clip.ENABLED and clip.CLIP_TYPE == "full_model"  # which Detectron2 leaves to its projects
+        trained = [name for name, parameter in student.named_parameters() if parameter.requires_grad]
+        if s.BACKBONE_MULTIPLIER != 1.0 and not any("backbone" in name.split(".") for name in trained):
+            raise ConfigError(
+                f"SOLVER.BACKBONE_MULTIPLIER is {s.BACKBONE_MULTIPLIER}, but {type(student).__name__} trains no module "
+                "named backbone; set it to 1.0"
+            )
         plain = cfg.clone()
         plain.defrost()
         plain.SOLVER.CLIP_GRADIENTS.ENABLED = clip.ENABLED and not whole
