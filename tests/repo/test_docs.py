@@ -14,6 +14,7 @@ OUTSIDE = {"build", "dist", "output", "shared"}  # and whatever begins with a do
 # that needs eight GPUs or a user's data names the test that runs the same path on what is here.
 RUN_AS_IT_STANDS = "tests/tools/test_readme.py::def test_the_commands_run_as_they_stand"
 ON_DETECTRON2 = "tests/tools/test_readme.py::def test_the_commands_for_detectron2_run_as_they_stand"
+ON_DETR = "tests/tools/test_readme.py::def test_the_page_of_the_detr_family_runs_as_it_stands"
 COCO = "--config-file configs/coco_10.yaml"
 CUSTOM = "--config-file configs/custom.yaml"
 COMMANDS = {
@@ -27,13 +28,19 @@ COMMANDS = {
     f".venv/bin/python tools/predict.py {CUSTOM} --weights output/custom/model_final.pth --input my/photos "
     "--output predictions.json": RUN_AS_IT_STANDS,
     ".venv/bin/python tools/train_net.py --num-gpus 8 --config-file configs/coco_10.yaml": RUN_AS_IT_STANDS,
+    ".venv/bin/python tools/train_net.py --config-file configs/digits_detr.yaml": ON_DETR,
+    f".venv/bin/python tools/train_net.py {CUSTOM} MODEL.META_ARCHITECTURE ScaleConsistentDETR MODEL.DETR.CONFIG "
+    "PekingU/rtdetr_r18vd_coco_o365 MODEL.WEIGHTS coco MODEL.DETR.NUM_CLASSES 3 MODEL.PIXEL_MEAN "
+    '"[0.0,0.0,0.0]" MODEL.PIXEL_STD "[255.0,255.0,255.0]" SOLVER.OPTIMIZER AdamW SOLVER.BASE_LR 0.0001 '
+    "SOLVER.BACKBONE_MULTIPLIER 0.1 DATASETS.TRAIN my/train.json DATASETS.UNLABELED my/photos "
+    "DATASETS.TEST my/val.json": ON_DETR,
     f".venv/bin/python tools/train_net.py --num-gpus 8 {COCO} ENGINE detectron2": ON_DETECTRON2,
     f".venv/bin/python tools/train_net.py --num-gpus 8 {COCO} --resume ENGINE detectron2": ON_DETECTRON2,
     f".venv/bin/python tools/train_net.py {COCO} --eval-only ENGINE detectron2 "
     "MODEL.WEIGHTS output/coco_10/model_final.pth": ON_DETECTRON2,
     f".venv/bin/python tools/visualize.py {COCO} --mode predictions ENGINE detectron2": ON_DETECTRON2,
 }
-PAGES = ("README.md", "docs/detectron2.md")
+PAGES = ("README.md", "docs/detectron2.md", "docs/detr.md")
 
 
 def tree(pattern: str) -> list[Path]:
