@@ -6,8 +6,8 @@ A record is Detectron2's dataset dict, image by image:
      "annotations": [{"bbox": [x, y, w, h], "bbox_mode": 1, "category_id": 0..K-1, "iscrowd": 0 | 1,
                       "area": a}]}
 
-in absolute pixels. The records of unlabelled data have no "annotations" key at all: it is taken away here,
-before any other code could see it.
+in absolute pixels; annotations of Pascal VOC also have "difficult": 0 | 1. The records of unlabelled data have no
+"annotations" key at all: it is taken away here, before any other code could see it.
 """
 
 from __future__ import annotations
@@ -29,6 +29,10 @@ COCO_2017 = {
     "coco_2017_val": ("coco/annotations/instances_val2017.json", "coco/val2017"),
     "coco_2017_unlabeled": ("coco/annotations/image_info_unlabeled2017.json", "coco/unlabeled2017"),
 }
+VOC = {  # name -> folder, split: Detectron2's builtin ones
+    **{f"voc_2007_{split}": ("VOC2007", split) for split in ("trainval", "train", "val", "test")},
+    **{f"voc_2012_{split}": ("VOC2012", split) for split in ("trainval", "train", "val")},
+}
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Dataset:
     """
 
     name: str
-    records: list[Record]
+    records: Sequence[Record]
     classes: tuple[str, ...] = ()
     category_ids: tuple[int, ...] = ()
     json_file: str = ""
@@ -61,7 +65,7 @@ def data_root() -> Path:
 def known_names() -> list[str]:
     """Every name that `load_dataset` knows."""
     digits = [f"{variant}_{split}" for variant in VARIANTS for split in ("train", "tune", "test")]
-    return digits + list(COCO_2017)
+    return [*digits, *COCO_2017, *VOC]
 
 
 def load_dataset(source: str, image_root: str = "", labeled: bool = True) -> Dataset:
@@ -74,9 +78,10 @@ def load_dataset(source: str, image_root: str = "", labeled: bool = True) -> Dat
         labeled: False strips all annotations.
 
     Raises:
-        DataError: whatever is wrong with it; see `sed.data.coco` for the faults of a json.
+        DataError: whatever is wrong with it; see `sed.data.coco` and `sed.data.voc`.
     """
     from sed.data.coco import load_coco
+    from sed.data.voc import load_voc
 
     for variant in VARIANTS:
         if source in (f"{variant}_train", f"{variant}_tune", f"{variant}_test"):
@@ -91,6 +96,9 @@ def load_dataset(source: str, image_root: str = "", labeled: bool = True) -> Dat
                 "the folder that holds coco/"
             )
         return replace(load_coco(json_path, images, labeled), name=source, json_file=str(json_path))
+    if source in VOC:
+        folder, split = VOC[source]
+        return load_voc(data_root() / folder, split, labeled=labeled, name=source)
     path = Path(source)
     if path.is_dir():
         if labeled:
@@ -200,19 +208,22 @@ def check_same_classes(train: Dataset, test: Dataset) -> None:
 def check_disjoint(labeled: Sequence[Record], unlabeled: Sequence[Record], val: Sequence[Record]) -> None:
     """Raise DataError if an image is in two of the three sets, by path or by content.
 
-    By real path, and by SHA-1 of the bytes. To be quick on large sets, only files of equal length are
+    By real path, and by SHA-1 of the bytes. To be quick on large sets, only files of equal length and sides are
     compared, first by 4 KiB from their middle.
     """
     files: dict[str, str] = {}  # real path -> set
+    sides: dict[str, tuple[int, ...]] = {}  # in order of length: one of two jsons may go by the EXIF orientation
+    folders: dict[str, str] = {}  # path -> real path
     for kind, records in (("labelled", labeled), ("unlabelled", unlabeled), ("validation", val)):
         for record in records:
-            path = os.path.realpath(record["file_name"])
+            path = _real_path(record["file_name"], folders)
+            sides[path] = tuple(sorted((record.get("height", 0), record.get("width", 0))))
             if files.setdefault(path, kind) != kind:
                 raise DataError(
                     f"{path} is both in the {files[path]} and in the {kind} set; take it out of one of them"
                 )
     groups = [list(files)]
-    for key in (os.path.getsize, _middle, _sha1):
+    for key in (lambda path: (os.path.getsize(path), sides[path]), _middle, _sha1):
         groups = [part for group in groups for part in _shared(group, key, files)]
     if groups:
         first = groups[0][0]
@@ -221,6 +232,15 @@ def check_disjoint(labeled: Sequence[Record], unlabeled: Sequence[Record], val: 
             f"{first} ({files[first]}) and {second} ({files[second]}) are the same image, byte for byte "
             f"({len(groups)} such in all); take it out of one of the sets"
         )
+
+
+def _real_path(path: str, folders: dict[str, str]) -> str:
+    """`os.path.realpath`, which asks for every folder above each file, with the folders' remembered."""
+    folder, name = os.path.split(path)
+    if folder not in folders:
+        folders[folder] = os.path.realpath(folder)
+    path = os.path.join(folders[folder], name)
+    return os.path.realpath(path) if os.path.islink(path) else path
 
 
 def _shared(paths: Sequence[str], key: Callable[[str], object], files: dict[str, str]) -> list[list[str]]:

@@ -3,6 +3,7 @@
 A split depends only on the image ids and the fold: images are ordered by a hash of (fold, id) and the first
 ones are labelled. So it is drawn without replacement, is the same on every machine and numpy version, does
 not depend on the order of the json, and the 1 % of a fold lies within its 5 %, which lies within its 10 %.
+Splits of other projects and of other protocols are in `sed.data.protocols`.
 """
 
 from __future__ import annotations
@@ -10,16 +11,17 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sed import __version__
 from sed.data.catalog import Record, strip_annotations
 from sed.data.errors import DataError
+from sed.data.files import save_text
 
-VERSION = 1
+VERSION = 1  # of the manifest's format; files of the same version may have further fields
 
 
 def split(
@@ -51,17 +53,33 @@ def split(
             f"split: {percent} % / {count} images of {len(records)} would label {wanted} images; "
             f"expected 1 to {len(records)}"
         )
-    order = sorted(records, key=lambda record: hashlib.sha256(f"{fold}:{record['image_id']}".encode()).digest())
-    chosen = {record["image_id"] for record in order[:wanted]}
+    chosen = set(hash_order((record["image_id"] for record in records), fold)[:wanted])
     if len(chosen) < wanted:
         raise DataError("split: image ids are not unique")
     labeled = [record for record in records if record["image_id"] in chosen]
     return labeled, strip_annotations([record for record in records if record["image_id"] not in chosen])
 
 
+def hash_order(ids: Iterable[int | str], fold: int) -> list[int | str]:
+    """The image ids in the order in which a fold labels them: by the SHA-256 of "fold:id"."""
+    return sorted(ids, key=lambda image_id: hashlib.sha256(f"{fold}:{image_id}".encode()).digest())
+
+
 def id_hash(records: Sequence[Record]) -> str:
     """SHA-256 of the sorted image ids: equal for equal sets of images."""
     return hashlib.sha256("\n".join(sorted(str(r["image_id"]) for r in records)).encode()).hexdigest()
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file's bytes; DataError if there is no such file."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    return digest.hexdigest()
 
 
 def write_manifest(
@@ -74,11 +92,33 @@ def write_manifest(
     fold: int = 0,
     percent: float = 0.0,
     count: int = 0,
+    convention: str = "",
+    details: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write down which images are labelled, so that a run can be repeated and compared (atomic)."""
-    boxes = Counter(a["category_id"] for r in labeled for a in r["annotations"] if not a["iscrowd"])
+    """Write down which images are labelled, so that a run can be repeated and compared (atomic).
+
+    Args:
+        path: the file.
+        labeled: records with annotations whose category_id is an index into `classes`.
+        unlabeled: records; only their ids are used.
+        classes: names.
+        source: what was divided.
+        fold: which split; other conventions: their seed.
+        percent: share that was asked for; 0: none was.
+        count: the same as a number of images.
+        convention: how the images were chosen; "": "sed" for a percent or count, else "given".
+        details: further fields, see `sed.data.protocols`.
+    """
+    boxes: Counter[int] = Counter()
+    images: Counter[int] = Counter()
+    for record in labeled:
+        found = [a["category_id"] for a in record["annotations"] if not a["iscrowd"]]
+        boxes.update(found)
+        images.update(set(found))
     content = {
         "version": VERSION,
+        "tool_version": __version__,
+        "convention": convention or ("sed" if percent or count else "given"),
         "source": source,
         "fold": fold,
         "percent": percent,
@@ -87,12 +127,12 @@ def write_manifest(
         "unlabeled": len(unlabeled),
         "labeled_sha256": id_hash(labeled),
         "unlabeled_sha256": id_hash(unlabeled),
+        **(details or {}),
         "boxes_per_class": {name: boxes[index] for index, name in enumerate(classes)},
+        "images_per_class": {name: images[index] for index, name in enumerate(classes)},
         "labeled_ids": [record["image_id"] for record in labeled],
     }
-    temporary = Path(f"{path}.tmp{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1))
-    os.replace(temporary, path)
+    save_text(json.dumps(content, indent=1), path)
 
 
 def read_manifest(path: str | Path) -> dict[str, Any]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import random
 
 import pytest
 
+from sed import __version__
 from sed.data.errors import DataError
-from sed.data.splits import check_manifest, id_hash, read_manifest, split, write_manifest
+from sed.data.splits import check_manifest, file_hash, id_hash, read_manifest, split, write_manifest
 
 
 def records(count: int) -> list[dict]:
@@ -88,9 +91,56 @@ def test_manifest_round_trip(tmp_path) -> None:
     uncrowded = [r for r in labeled if r["image_id"] % 10]
     assert sum(content["boxes_per_class"].values()) == len(uncrowded)
     assert content["boxes_per_class"]["b"] == sum(r["image_id"] % 2 for r in uncrowded)
+    assert content["images_per_class"] == content["boxes_per_class"]
+    assert (content["tool_version"], content["convention"]) == (__version__, "sed")
     check_manifest(path, labeled[::-1], unlabeled)
     check_manifest(path, labeled)
     assert [p.name for p in tmp_path.iterdir()] == ["split.json"]
+
+
+def test_manifest_of_what_was_not_split_here(tmp_path) -> None:
+    labeled, unlabeled = split(records(100), count=20)
+    for convention, written in (("", "given"), ("stac", "stac")):
+        path = tmp_path / "split.json"
+        details = {"notes": ["a note"], "left_out": 3}
+        write_manifest(path, labeled, unlabeled, ["a", "b"], source="s", convention=convention, details=details)
+        content = read_manifest(path)
+        assert content["convention"] == written
+        assert (content["notes"], content["left_out"]) == (["a note"], 3)
+
+
+def test_images_and_boxes_per_class_are_told_apart(tmp_path) -> None:
+    def boxes(*classes: int) -> list[dict]:
+        return [{"category_id": abs(c), "iscrowd": int(c < 0)} for c in classes]
+
+    made = [{"image_id": 1, "annotations": boxes(0, 0, 1)}, {"image_id": 2, "annotations": boxes(0, -1)}]
+    write_manifest(tmp_path / "split.json", made, [], ["a", "b", "c"], source="s")
+    content = read_manifest(tmp_path / "split.json")
+    assert content["boxes_per_class"] == {"a": 3, "b": 1, "c": 0}
+    assert content["images_per_class"] == {"a": 2, "b": 1, "c": 0}
+
+
+def test_a_manifest_of_the_first_release_is_read_and_checked(tmp_path) -> None:
+    """Written by version 0.1.0, before conventions and versions were recorded."""
+    labeled, unlabeled = split(records(100), count=20)
+    old = {
+        **{"version": 1, "source": "set.json", "fold": 0, "percent": 0.0, "count": 20},
+        **{"labeled": 20, "unlabeled": 80, "labeled_sha256": id_hash(labeled), "unlabeled_sha256": id_hash(unlabeled)},
+        **{"boxes_per_class": {"a": 8, "b": 10}, "labeled_ids": ids(labeled)},
+    }
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps(old))
+    check_manifest(path, labeled, unlabeled)
+    with pytest.raises(DataError, match="labeled images differ"):
+        check_manifest(path, labeled[1:], unlabeled)
+
+
+def test_file_hash(tmp_path) -> None:
+    content = bytes(range(256)) * 9000  # more than one block
+    (tmp_path / "a").write_bytes(content)
+    assert file_hash(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+    with pytest.raises(DataError, match="b: no such file"):
+        file_hash(tmp_path / "b")
 
 
 def test_manifest_of_another_split(tmp_path) -> None:
