@@ -25,6 +25,8 @@ from detectron2.structures import BoxMode
 
 from sed.data.catalog import XYWH_ABS, Dataset, Record, image_record, join, known_names, load_dataset
 from sed.data.errors import DataError
+from sed.data.records import without_gc
+from sed.data.voc import load_voc
 
 log = logging.getLogger(__name__)
 _MIN_SIDE = 0.01  # pixels; a box with a shorter side is none, as in `sed.data.coco`
@@ -130,6 +132,7 @@ def evaluable(dataset: Dataset) -> Dataset:
 
 
 # ---------------------------------------------------------------------------------------------- Detectron2 -> ours
+@without_gc()
 def _registered(name: str, labeled: bool) -> Dataset:
     try:
         rows = DatasetCatalog.get(name)
@@ -142,6 +145,11 @@ def _registered(name: str, labeled: bool) -> Dataset:
             f"{name}: it cannot be read ({error}); put its files there, or set DETECTRON2_DATASETS to the folder that "
             "holds them before Python starts (Detectron2 reads it once)"
         ) from error
+    except (SyntaxError, ValueError, LookupError, AttributeError, TypeError):  # Detectron2's VOC reader on broken files
+        metadata = MetadataCatalog.get(name)
+        if metadata.get("dirname") and metadata.get("split"):
+            load_voc(metadata.dirname, metadata.split, tuple(metadata.thing_classes))  # says which file, and why
+        raise
     if not isinstance(rows, list) or not rows:
         raise DataError(f"{name}: Detectron2's catalog gives {_what(rows)}; expected a list of at least one dict")
     metadata = MetadataCatalog.get(name)  # after the records: reading a json fills it

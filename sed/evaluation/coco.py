@@ -1,6 +1,8 @@
 """COCO metrics of a detector, by pycocotools, without a word on stdout.
 
-Everything is compared in the original image's pixels; the ground truth is built in memory from the records.
+Everything is compared in the original image's pixels; the ground truth is built in memory from the records. On Pascal
+VOC, whose own metrics stand beside them (`sed.evaluation.voc`), objects marked difficult count here as all others, as
+they do in Detectron2's COCOEvaluator (mmdetection's converter makes crowds of them, which COCO passes over).
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from sed.core.structures import Detections, Images
 from sed.data.catalog import Dataset, Record
 from sed.data.mapper import ImageInfo
 from sed.detectors.base import Detector
+from sed.evaluation.voc import VOC07, VOC12, is_voc, voc_ap50
 
 Results = dict[str, float]
 _MAX_DETECTIONS = 100  # an image, as in all published COCO figures
@@ -40,7 +43,8 @@ def evaluate(
 
     Returns:
         AP, AP50, AP75, APs, APm, APl, "AP-<class>" in percent (NaN where there is no ground truth) and
-        "detections", the number of detections with a score of at least 0.5.
+        "detections", the number of detections with a score of at least 0.5. On Pascal VOC also "VOC07-AP50" and
+        "VOC12-AP50".
     """
     found = _gather(detect_all(detector, loader, device))
     metrics = [score(found, dataset)] if not dist.is_initialized() or dist.get_rank() == 0 else [None]
@@ -99,23 +103,24 @@ def to_coco_results(found: Sequence[dict[str, Any]], dataset: Dataset) -> list[d
 def score(found: Sequence[dict[str, Any]], dataset: Dataset) -> Results:
     """Metrics of detections (see `evaluate`) against the records of `dataset`.
 
-    Ids are renumbered inside, so that an id may be any number or text.
+    Ids are renumbered inside, so that an id may be any number or text; in their order, which decides among detections
+    of equal score, as pycocotools does it with the ids themselves.
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    number = {record["image_id"]: index for index, record in enumerate(dataset.records)}
-    images = [{"id": index, "height": r["height"], "width": r["width"]} for r, index in _numbered(dataset.records)]
+    number = _numbers(dataset.records)
+    images = [{"id": number[r["image_id"]], "height": r["height"], "width": r["width"]} for r in dataset.records]
     categories = [{"id": index, "name": name} for index, name in enumerate(dataset.classes)]
     truth = [
         {
-            "image_id": index,
+            "image_id": number[record["image_id"]],
             "category_id": a["category_id"],
             "bbox": a["bbox"],
             "iscrowd": a["iscrowd"],
             "area": a.get("area", a["bbox"][2] * a["bbox"][3]),
         }
-        for record, index in _numbered(dataset.records)
+        for record in dataset.records
         for a in record["annotations"]
     ]
     guesses = [
@@ -142,7 +147,8 @@ def score(found: Sequence[dict[str, Any]], dataset: Dataset) -> Results:
         run.params.maxDets = [1, 10, _MAX_DETECTIONS]
         run.evaluate()
         run.accumulate()
-    return _summary(run.eval["precision"], run.params.iouThrs, dataset.classes, guesses)
+    results = _summary(run.eval["precision"], run.params.iouThrs, dataset.classes, guesses)
+    return results | (voc_ap50(found, dataset) if is_voc(dataset) else {})
 
 
 def _summary(
@@ -164,8 +170,10 @@ def _summary(
     return results
 
 
-def _numbered(records: Sequence[Record]) -> list[tuple[Record, int]]:
-    return [(record, index) for index, record in enumerate(records)]
+def _numbers(records: Sequence[Record]) -> dict[int | str, int]:
+    """Image id -> its place among the sorted ids; numbers come before texts."""
+    ids = sorted((record["image_id"] for record in records), key=lambda i: (isinstance(i, str), i))
+    return {image_id: index for index, image_id in enumerate(ids)}
 
 
 def _gather(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -178,10 +186,12 @@ def _gather(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def format_table(results: dict[str, Results]) -> str:
-    """A small text table: one row for each of `results`, columns AP, AP50, AP75, APs, APm, APl."""
-    columns = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
+    """A small text table: one row for each of `results`, columns AP, AP50, AP75, APs, APm, APl, and VOC's if known."""
+    columns = {name: 7 for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")}
+    columns |= {name: 12 for name in (VOC07, VOC12) if any(name in row for row in results.values())}
     width = max([len(name) for name in results], default=0)
-    lines = [" " * width + "".join(f"{column:>7}" for column in columns)]
+    lines = [" " * width + "".join(f"{column:>{size}}" for column, size in columns.items())]
     for name, row in results.items():
-        lines.append(f"{name:<{width}}" + "".join(f"{row.get(column, float('nan')):7.1f}" for column in columns))
+        cells = (f"{row.get(column, float('nan')):{size}.1f}" for column, size in columns.items())
+        lines.append(f"{name:<{width}}" + "".join(cells))
     return "\n".join(lines)

@@ -121,6 +121,62 @@ def test_metrics_agree_with_pycocotools_own_summary():
         assert ours[name] == pytest.approx(value, nan_ok=True) or (value == -100 and math.isnan(ours[name]))
 
 
+@pytest.mark.parametrize("ties", [False, True])
+def test_ap_equals_pycocotools_on_the_written_files(tmp_path, ties):
+    """To 1e-9: with crowds, images without truth or detections, equal scores, ids in no order, areas of their own."""
+    import contextlib
+    import io
+    import json
+
+    import numpy as np
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    from sed.data.coco import load_coco
+    from tests.reference.voc import random_detections
+
+    rng = np.random.default_rng(5)
+    content = {"info": {}, "images": [], "annotations": [], "categories": []}
+    content["categories"] = [{"id": c, "name": name} for c, name in ((9, "dog"), (4, "cat"), (7, "cow"))]
+    for image_id in (40, 7, 23, 1, 30, 12, 5, 99, 64, 2, 51, 18):
+        (tmp_path / f"{image_id}.jpg").touch()
+        content["images"].append({"id": image_id, "file_name": f"{image_id}.jpg", "height": 120, "width": 160})
+        for _ in range(rng.integers(0, 6)):
+            box = [float(v) for v in (*rng.integers(0, 40, 2), *rng.integers(8, 80, 2))]
+            crowd = int(rng.random() < 0.2)
+            content["annotations"].append(
+                {
+                    "id": len(content["annotations"]) + 1,
+                    "image_id": image_id,
+                    "category_id": int(rng.choice([9, 4])),  # 7 has no object
+                    "bbox": box,
+                    "iscrowd": crowd,
+                    "area": box[2] * box[3] * float(rng.uniform(0.5, 1)),
+                }
+            )
+    assert any(a["iscrowd"] for a in content["annotations"])
+    assert len({a["image_id"] for a in content["annotations"]}) < 12
+    truth, guesses = tmp_path / "truth.json", tmp_path / "guesses.json"
+    truth.write_text(json.dumps(content))
+    dataset = load_coco(truth)
+    found = [row for row in random_detections(rng, dataset.records, 3, ties) if row["image_id"] != 23]
+    fields = ("image_id", "bbox", "score")
+    rows = [{"category_id": dataset.category_ids[r["category"]], **{f: r[f] for f in fields}} for r in found]
+    guesses.write_text(json.dumps(rows))
+    with contextlib.redirect_stdout(io.StringIO()):
+        gt = COCO(str(truth))
+        theirs = COCOeval(gt, gt.loadRes(str(guesses)), "bbox")
+        theirs.evaluate()
+        theirs.accumulate()
+        theirs.summarize()
+    ours = score(found, dataset)
+    stats = [100 * value if value >= 0 else math.nan for value in theirs.stats[:6]]  # -1: no such object
+    expected = dict(zip(("AP", "AP50", "AP75", "APs", "APm", "APl"), stats, strict=True))
+    assert 5 < expected["AP"] < 95
+    assert {name: ours[name] for name in expected} == pytest.approx(expected, abs=1e-9, rel=0, nan_ok=True)
+    assert math.isnan(ours["AP-cow"])
+
+
 def test_evaluation_is_quiet_and_restores_the_training_flag(capsys):
     dataset, detector, loader = hand_made()
     detector.train()
