@@ -96,6 +96,8 @@ def _defaults() -> CfgNode:
     c.INPUT.MAX_SIZE_TEST = 1333
     c.INPUT.RANDOM_FLIP = "horizontal"  # horizontal (p = 0.5) | none
     c.INPUT.CUTOUT_FILL = "random"  # random (noise per pixel) | constant
+    c.INPUT.GEOMETRIC = "none"  # none | randaugment (A.2: rotate, translate or shear, before the views part)
+    c.INPUT.GEOMETRIC_LEVEL = 5.0  # of RandAugment's 10
 
     # ---------------------------------------------------------------- optimisation
     c.SOLVER = CfgNode()
@@ -112,6 +114,7 @@ def _defaults() -> CfgNode:
     c.SOLVER.WARMUP_ITERS = 1000
     c.SOLVER.WARMUP_FACTOR = 0.001
     c.SOLVER.ACCUMULATE = 1  # batches a step
+    c.SOLVER.REFERENCE_WORLD_SIZE = 0  # processes that this config is meant for; with others it is scaled; 0: never
     c.SOLVER.CHECKPOINT_PERIOD = 5000
     c.SOLVER.CHECKPOINTS_KEPT = 2
     c.SOLVER.AMP = CfgNode()
@@ -149,6 +152,7 @@ def _defaults() -> CfgNode:
     c.SED = CfgNode()
     c.SED.LAMBDA_SCALE = 0.5  # lambda_s; 0 leaves the term and its network passes out
     c.SED.LAMBDA_DISTILL = 1.0  # lambda_d; 0 likewise
+    c.SED.DISTILL_TARGET = "soft"  # soft: Eq. 3 | hard: the teacher's most likely answer, its rival in Tab. 4
     c.SED.SCALE_TARGET = "student"  # student: Eq. 2 as printed | teacher: the anchored form (METHOD 11)
     c.SED.SCALE_SOURCE = "strong"  # which student view is P(X) of Eq. 2: strong | weak (one more pass)
     c.SED.MAX_SCALE = 1  # S: the small view is 1/2^s, s drawn from {1..S}
@@ -312,12 +316,14 @@ CHOICES = {
     "MODEL.RESNETS.NORM": ("FrozenBN", "BN", "GN"),
     "INPUT.RANDOM_FLIP": ("horizontal", "none"),
     "INPUT.CUTOUT_FILL": ("random", "constant"),
+    "INPUT.GEOMETRIC": ("none", "randaugment"),
     "SOLVER.OPTIMIZER": ("SGD", "AdamW"),
     "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR"),
     "SOLVER.AMP.DTYPE": ("bfloat16", "float16"),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm", "full_model"),
     "SEMI.METHOD": ("supervised", "sed", "pseudo_label"),
     "SEMI.EMA.POLICY": ("step", "cosine", "constant"),
+    "SED.DISTILL_TARGET": ("soft", "hard"),
     "SED.SCALE_TARGET": ("student", "teacher"),
     "SED.SCALE_SOURCE": ("strong", "weak"),
     "SED.REWEIGHT.KIND": ("histogram", "none", "ohem", "focal"),
@@ -334,3 +340,5 @@ def check(cfg: CfgNode, choices: Mapping[str, Sequence[str]]) -> None:
         raise ConfigError("SEMI.IMS_PER_BATCH_LABELED must be at least 1")
     if cfg.SED.MAX_SCALE < 1:
         raise ConfigError("SED.MAX_SCALE must be at least 1 (1: half size)")
+    if not 0 <= cfg.INPUT.GEOMETRIC_LEVEL <= 10:
+        raise ConfigError("INPUT.GEOMETRIC_LEVEL must be from 0 to 10")

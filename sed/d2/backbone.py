@@ -1,14 +1,27 @@
-"""The digits benchmark's backbone (METHOD 12) under Detectron2's name: MODEL.BACKBONE.NAME build_small_fpn_backbone."""
+"""Backbones: that of the digits benchmark (METHOD 12) under Detectron2's name, and torchvision's ResNet-18 weights.
+
+Detectron2 has torchvision's ImageNet file for its ResNet-50 and none for the ResNet-18 of Tab. 5 and 8.
+"""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone
-from torch import Tensor
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone, ResNet
+from torch import Tensor, nn
 
 from sed.detectors.backbones import SmallFPN
+from sed.detectors.weights import WeightsError, check_fits, imagenet_resnet
+
+TORCHVISION_NAMES = (  # torchvision's -> Detectron2's
+    (r"^(conv1|bn1)\.", r"stem.\1."),
+    (r"^layer(\d)\.", lambda m: f"res{int(m[1]) + 1}."),
+    (r"\.bn(\d)\.", r".conv\1.norm."),
+    (r"\.downsample\.0\.", ".shortcut."),
+    (r"\.downsample\.1\.", ".shortcut.norm."),
+)
 
 
 class SmallFPNBackbone(Backbone):
@@ -39,3 +52,22 @@ def build_small_fpn_backbone(cfg: Any, input_shape: ShapeSpec) -> SmallFPNBackbo
     if input_shape.channels != 3:
         raise ValueError(f"build_small_fpn_backbone: expected 3 input channels, got {input_shape.channels}")
     return SmallFPNBackbone(cfg.MODEL.RESNETS.NORM, cfg.MODEL.FPN.OUT_CHANNELS)
+
+
+def load_imagenet(detector: nn.Module, depth: int) -> None:
+    """Fill the ResNet of `detector` with torchvision's ImageNet weights, as `MODEL.WEIGHTS imagenet` does natively.
+
+    Raises:
+        WeightsError: weights that cannot be had, or a backbone that is no such ResNet.
+    """
+    for module in detector.modules():
+        if isinstance(module, ResNet):
+            state = {}
+            for name, value in imagenet_resnet(depth).items():
+                for pattern, new in TORCHVISION_NAMES:
+                    name = re.sub(pattern, new, name)
+                state[name] = value
+            check_fits(module.state_dict(), state, "MODEL.WEIGHTS imagenet", "backbone")
+            module.load_state_dict(state, strict=False)
+            return
+    raise WeightsError("MODEL.WEIGHTS imagenet: this detector's backbone is no ResNet of Detectron2; name a file")

@@ -19,6 +19,7 @@ from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
+from sed.d2.backbone import load_imagenet
 from sed.d2.config import TRAINED_FOR, preprocessing, trained_for
 from sed.d2.detr import ScaleConsistentDETR
 from sed.data.files import CheckpointError, checkpoints, read, save_atomic
@@ -63,10 +64,12 @@ def load_weights(detector: Detector, path: str, cfg: CfgNode, which: str = "teac
         CheckpointError: a file that cannot be read or would run code.
         WeightsError: a file that cannot be had, or fits nothing, or not all where `whole`.
     """
+    if path == "imagenet" and whole:
+        raise WeightsError("MODEL.WEIGHTS imagenet: a backbone alone, which detects nothing; name a trained file")
     if isinstance(detector, ScaleConsistentDETR) and (path in DETR_NAMES or Path(path).is_dir()):
-        if path == "imagenet" and whole:
-            raise WeightsError("MODEL.WEIGHTS imagenet: a backbone alone, which detects nothing; name a trained file")
         load_detr_weights(detector, path, cfg.MODEL.DETR.CONFIG)
+    elif path == "imagenet":  # ResNet-18; Detectron2 has a file for ResNet-50 (`sed.d2.config`)
+        load_imagenet(detector, cfg.MODEL.RESNETS.DEPTH)
     elif path:
         _DetectorCheckpointer(detector, cfg, which, whole).load(path)
 

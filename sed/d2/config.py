@@ -24,6 +24,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from sed import config as ours
 from sed.config import ZOO, ConfigError, leaves
 from sed.data.files import read
+from sed.data.scaling import describe, scaling
 
 log = logging.getLogger(__name__)
 # What our defaults are in keys that only Detectron2 has: a pyramid, and the preprocessing of torchvision's weights
@@ -44,7 +45,7 @@ META_ARCHITECTURES = {"GeneralizedRCNN": "ScaleConsistentRCNN", "RetinaNet": "Sc
 DETR = "ScaleConsistentDETR"  # the family of transformers; Detectron2 itself has none
 NUM_CLASSES = {"ScaleConsistentRetinaNet": "MODEL.RETINANET.NUM_CLASSES", DETR: "MODEL.DETR.NUM_CLASSES"}
 # MODEL.WEIGHTS by name, as on the native engine (there torchvision's files)
-IMAGENET = {50: "detectron2://ImageNetPretrained/torchvision/R-50.pkl"}
+IMAGENET = {18: "imagenet", 50: "detectron2://ImageNetPretrained/torchvision/R-50.pkl"}  # 18: torchvision's own file
 COCO = {
     "ScaleConsistentRCNN": (
         "COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml",
@@ -89,6 +90,26 @@ def load_config(path: str | Path | None = None, overrides: list[str] | tuple[str
     _resolve(cfg, from_zoo=bool(base))
     _adopt(cfg, {key for _, values in layers for key, _ in leaves(values)} | set(overrides[::2]))
     return cfg
+
+
+def scaled(cfg: CfgNode, world_size: int) -> tuple[CfgNode, list[str]]:
+    """`cfg` for so many processes where SOLVER.REFERENCE_WORLD_SIZE is set, and what was changed, in lines.
+
+    Raises:
+        DataError: see `sed.data.scaling.scaling`.
+    """
+    changes = scaling(cfg, world_size)
+    if not changes:
+        return cfg, []
+    lines, frozen, cfg = describe(cfg, changes), cfg.is_frozen(), cfg.clone()
+    cfg.defrost()
+    for key, value in changes.items():
+        _set(cfg, key, value)
+    _shorten_schedule(cfg.SOLVER)  # rounding may have brought the ends of two periods together
+    cfg.SOLVER.IMS_PER_BATCH = cfg.SEMI.IMS_PER_BATCH_LABELED + cfg.SEMI.IMS_PER_BATCH_UNLABELED
+    if frozen:
+        cfg.freeze()
+    return cfg, lines
 
 
 def stock_config(cfg: CfgNode, weights: str) -> CfgNode:
@@ -223,8 +244,7 @@ def _resolve(cfg: CfgNode, from_zoo: bool) -> None:
     if m.WEIGHTS == "imagenet":
         if m.RESNETS.DEPTH not in IMAGENET:
             raise ConfigError(
-                f"MODEL.WEIGHTS imagenet: Detectron2 has torchvision's weights for depth 50, not {m.RESNETS.DEPTH}; "
-                "name a file, or set ENGINE torchvision"
+                f"MODEL.WEIGHTS imagenet: there are weights for depth 18 and 50, not {m.RESNETS.DEPTH}; name a file"
             )
         m.WEIGHTS = IMAGENET[m.RESNETS.DEPTH]
         if from_zoo:  # whose configs expect other weights' preprocessing

@@ -28,6 +28,7 @@ from sed.d2.config import num_classes
 from sed.d2.mapper import CHANNELS, ViewMapper
 from sed.data.augmentation import StrongAugmentation
 from sed.data.catalog import Dataset, Record
+from sed.data.geometry import build_geometric, tell_dropped
 from sed.data.loaders import Order, Stream, collate_labeled, collate_unlabeled
 from sed.data.mapper import LABELED, UNLABELED
 from sed.data.partition import Data, Split, check_num_classes, partition
@@ -151,11 +152,14 @@ def build_train_loader(
         raise ConfigError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}; it must be one of {', '.join(CHANNELS)}")
     data = build_data(cfg) if data is None else data
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()  # Detectron2's default: another one each time
+    geometric = build_geometric(cfg.INPUT.GEOMETRIC, cfg.INPUT.GEOMETRIC_LEVEL, seed)
+    tell_dropped(geometric, data.labeled.records, LABELED)
     views = ViewMapper(
         default_mapper(cfg) if mapper is None else mapper,
         cfg.INPUT.FORMAT,
         strong=StrongAugmentation(fill=cfg.INPUT.CUTOUT_FILL),
         strong_labeled=cfg.SEMI.STRONG_LABELED,
+        geometric=geometric,
         seed=seed,
     )
     stream = partial(

@@ -22,6 +22,7 @@ from sed.core.structures import Targets
 from sed.data.augmentation import StrongAugmentation
 from sed.data.catalog import Record
 from sed.data.errors import DataError
+from sed.data.geometry import GeometricAugmentation
 from sed.data.mapper import LABELED, UNLABELED, check_file, to_tensor
 
 CHANNELS = {"RGB": slice(None), "BGR": [2, 1, 0]}  # INPUT.FORMAT -> the mapper's channels in the order of RGB
@@ -37,6 +38,7 @@ class ViewMapper:
         image_format: "RGB" or "BGR", what `mapper` returns.
         strong: the strong view.
         strong_labeled: every second labelled sample also gets the strong view.
+        geometric: turns the weak view before the strong one is made of it; None: nothing does.
         seed: of the run.
     """
 
@@ -44,6 +46,7 @@ class ViewMapper:
     image_format: str = "BGR"
     strong: StrongAugmentation = field(default_factory=StrongAugmentation)
     strong_labeled: bool = False
+    geometric: GeometricAugmentation | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -58,6 +61,8 @@ class ViewMapper:
         """
         image, sample = self._weak(record, LABELED, position)
         targets = _targets(sample, record)
+        if self.geometric:
+            image, targets = self.geometric.labeled(image, targets, LABELED, position)
         if self.strong_labeled and position % 2:
             image = self._strong(image, LABELED, position)
         return to_tensor(image), targets
@@ -69,6 +74,8 @@ class ViewMapper:
             DataError: for an image that cannot be used.
         """
         weak, _ = self._weak({**record, "annotations": []}, UNLABELED, position)  # mappers may expect the key
+        if self.geometric:
+            weak = self.geometric.unlabeled(weak, UNLABELED, position)
         return to_tensor(weak), to_tensor(self._strong(weak, UNLABELED, position))
 
     def _weak(self, record: Record, stream: int, position: int) -> tuple[np.ndarray, dict[str, Any]]:

@@ -18,7 +18,7 @@ from detectron2.utils.logger import setup_logger
 
 from sed.config import ConfigError
 from sed.d2.checkpoint import DETR_NAMES, load_weights
-from sed.d2.config import DETR, architecture, stock_config
+from sed.d2.config import DETR, architecture, scaled, stock_config
 from sed.d2.data import build_test_sets
 from sed.d2.inference import painter, test_mapper
 from sed.d2.trainer import SemiSupervisedTrainer
@@ -48,13 +48,19 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
 
     Returns:
         {"student": results, "teacher": results} of the last evaluation, in the main process.
+
+    Raises:
+        DataError: for data, or a number of processes (SOLVER.REFERENCE_WORLD_SIZE), that cannot be used.
     """
+    cfg, scaling = scaled(cfg, comm.get_world_size())
     folder = Path(cfg.OUTPUT_DIR)
     last = claim_folder(folder, resume)
     comm.synchronize()  # all have looked before anyone writes
     changes = write_config(folder, cfg.dump()) if comm.is_main_process() else []
     _setup(cfg)
     log.info("engine: detectron2 %s (ENGINE is %s)", detectron2.__version__, cfg.ENGINE)
+    for line in scaling:
+        log.info(line)
     for change in changes:
         log.warning("resumed with another config than before: %s", change)
 

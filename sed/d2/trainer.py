@@ -23,8 +23,9 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, create_ddp_model, hooks
 from detectron2.engine.train_loop import HookBase, TrainerBase
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, PascalVOCDetectionEvaluator
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -32,8 +33,10 @@ from torch.nn.parallel import DistributedDataParallel
 from sed.config import ConfigError
 from sed.core.structures import LabeledBatch, UnlabeledBatch
 from sed.d2.checkpoint import RunCheckpointer, load_weights
+from sed.d2.config import scaled
 from sed.d2.data import DualLoader, build_train_loader
 from sed.d2.hooks import Checkpoints, Metrics, TeacherUpdate, TeacherWeights
+from sed.d2.voc import VOCEvaluator
 from sed.data.rng import rng_state, set_rng_state
 from sed.detectors.base import Detector
 from sed.detectors.detr import NotADetrError
@@ -83,13 +86,10 @@ class SemiSupervisedTrainer(DefaultTrainer):
         TrainerBase.__init__(self)
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):  # default_setup was not called
             setup_logger()
-        if cfg.SOLVER.REFERENCE_WORLD_SIZE:
-            raise ConfigError(
-                "SOLVER.REFERENCE_WORLD_SIZE: SEMI.IMS_PER_BATCH_* are totals over all processes; set it 0"
-            )
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         amp, dtype = cfg.SOLVER.AMP.ENABLED, DTYPES[cfg.SOLVER.AMP.DTYPE]
-        scaled = amp and dtype == torch.float16
-        if scaled and cfg.MODEL.DEVICE == "cpu":
+        loss_scaled = amp and dtype == torch.float16
+        if loss_scaled and cfg.MODEL.DEVICE == "cpu":
             raise ConfigError("SOLVER.AMP.DTYPE float16 needs a GPU on Detectron2; set it to bfloat16")
 
         model = self.build_model(cfg)
@@ -102,7 +102,7 @@ class SemiSupervisedTrainer(DefaultTrainer):
         # that a batch may leave out (denoising without boxes, mask tokens), and DDP must look for them
         look = "query" in model.method.student.heads
         ddp = create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids, find_unused_parameters=look)
-        self._trainer = (AMPTrainer if scaled else SimpleTrainer)(ddp, data_loader, optimizer)
+        self._trainer = (AMPTrainer if loss_scaled else SimpleTrainer)(ddp, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = RunCheckpointer(ddp, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
@@ -145,6 +145,18 @@ class SemiSupervisedTrainer(DefaultTrainer):
                 self.data_loader.close()
 
     # ------------------------------------------------------------------------------------------ parts
+    @staticmethod
+    def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
+        """`cfg` for so many processes where SOLVER.REFERENCE_WORLD_SIZE is set; with our keys too.
+
+        Raises:
+            DataError: where the processes that it names do not divide a batch evenly.
+        """
+        cfg, lines = scaled(cfg, num_workers)
+        for line in lines:
+            logging.getLogger(__name__).info(line)
+        return cfg
+
     @classmethod
     def build_model(cls, cfg: CfgNode) -> SemiSupervisedModel:
         """MODEL.META_ARCHITECTURE as the student, a copy of it as the teacher, in the method of SEMI.METHOD.
@@ -209,9 +221,9 @@ class SemiSupervisedTrainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """COCO metrics, or Pascal VOC's for its data sets."""
+        """COCO metrics; for the data sets of Pascal VOC its own, with COCO's beside them."""
         if MetadataCatalog.get(dataset_name).get("evaluator_type") == "pascal_voc":
-            return PascalVOCDetectionEvaluator(dataset_name)
+            return VOCEvaluator(dataset_name)
         return COCOEvaluator(dataset_name, output_dir=str(Path(cfg.OUTPUT_DIR) / "inference"))
 
     @classmethod

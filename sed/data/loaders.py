@@ -14,7 +14,7 @@ Shape shorthand: B images of the global batch, W processes (ranks), each takes B
 from __future__ import annotations
 
 import ctypes
-import pickle
+import gc
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -30,6 +30,7 @@ from sed.core.structures import Images, LabeledBatch, Targets, UnlabeledBatch
 from sed.data.catalog import Record
 from sed.data.errors import DataError
 from sed.data.mapper import ImageInfo, Mapper
+from sed.data.records import pack
 
 Plan = list[tuple[int, int]]  # (position, index) of every sample of a batch
 Order = Callable[[], Iterator[int]]  # starts an endless sequence of indices of records
@@ -62,7 +63,7 @@ def permutations(size: int, seed: int, stream_id: int) -> Iterator[int]:
 
 
 def plan(
-    sizes: Sequence[tuple[int, int]],
+    sizes: Sequence[tuple[int, int]] | Tensor,
     batch_size: int,
     seed: int,
     stream_id: int,
@@ -82,7 +83,8 @@ def plan(
         aspect_grouping: whether to group.
         order: starts the endless sequence of indices, the same one each time; default: `permutations`.
     """
-    upright = [int(aspect_grouping and height > width) for height, width in sizes]
+    height, width = np.asarray(sizes).reshape(-1, 2).T
+    upright = ((height > width) & aspect_grouping).astype(int).tolist()
     buckets: tuple[list[int], list[int]] = ([], [])
     position = 0
     for index in order() if order else permutations(len(sizes), seed, stream_id):
@@ -119,7 +121,7 @@ class Stream:
         """Nothing is read before the first batch is asked for.
 
         Args:
-            records: dataset dicts.
+            records: dataset dicts; packed here if they are not.
             mapper_fn: (record, position) -> sample, such as `Mapper.labeled`.
             batch_size: B, over all processes.
             seed: of the run.
@@ -140,9 +142,9 @@ class Stream:
         if batch_size < 1 or batch_size % world_size:
             raise DataError(f"a batch of {batch_size} images cannot be divided among {world_size} processes evenly")
         self.position = start
-        self._sizes = [(r["height"], r["width"]) for r in records]
+        records = pack(records)
         self._work = _Work(records, mapper_fn, collate)
-        self._plan = partial(plan, self._sizes, batch_size, seed, stream_id, aspect_grouping, order)
+        self._plan = partial(plan, records.sizes, batch_size, seed, stream_id, aspect_grouping, order)
         share = batch_size // world_size
         self._slice = slice(rank * share, (rank + 1) * share)
         self._num_workers = num_workers
@@ -223,11 +225,7 @@ class _Work(Dataset):
     """What a worker does: a planned batch -> a collated one, or the DataError that its images raise."""
 
     def __init__(self, records: Sequence[Record], sample: Callable, collate: Callable) -> None:
-        # Packed into two arrays: workers that count references of 100 000 dicts would copy their memory.
-        packed = [pickle.dumps(record, protocol=pickle.HIGHEST_PROTOCOL) for record in records]
-        self.ends = np.cumsum([len(item) for item in packed])
-        self.data = np.frombuffer(b"".join(packed), np.uint8)
-        self.sample, self.collate = sample, collate
+        self.records, self.sample, self.collate = pack(records), sample, collate
 
     def __getitem__(self, batch: Sequence[Any]) -> Any:
         try:
@@ -237,8 +235,7 @@ class _Work(Dataset):
 
     def _one(self, item: Any) -> Any:
         index, arguments = (item[1], item[:1]) if isinstance(item, tuple) else (item, ())
-        start = self.ends[index - 1] if index else 0
-        return self.sample(pickle.loads(self.data[start : self.ends[index]].tobytes()), *arguments)
+        return self.sample(self.records[index], *arguments)
 
 
 def _loader(work: _Work, batches: Any, num_workers: int) -> DataLoader:
@@ -266,6 +263,7 @@ def start_worker(worker: int = 0) -> None:
     without them).
     """
     cv2.setNumThreads(0)
+    gc.freeze()  # a collection would write to what this process shares with the one that forked it, and copy it
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent where the C library is not glibc
         if mallopt is not None:

@@ -19,6 +19,7 @@ from sed.core.structures import Size, Targets
 from sed.data.augmentation import StrongAugmentation, flip, resize_shortest
 from sed.data.catalog import Record
 from sed.data.errors import DataError
+from sed.data.geometry import GeometricAugmentation
 
 LABELED, UNLABELED = 0, 1  # stream ids
 _ENDINGS = {
@@ -51,6 +52,7 @@ class Mapper:
         flip: mirror with probability 0.5.
         strong: the strong view.
         strong_labeled: every second labelled sample also gets the strong view.
+        geometric: turns the weak view before the strong one is made of it; None: nothing does.
         seed: of the run.
     """
 
@@ -59,6 +61,7 @@ class Mapper:
     flip: bool = True
     strong: StrongAugmentation = field(default_factory=StrongAugmentation)
     strong_labeled: bool = False
+    geometric: GeometricAugmentation | None = None
     seed: int = 0
 
     def labeled(self, record: Record, position: int) -> tuple[Tensor, Targets]:
@@ -66,6 +69,8 @@ class Mapper:
         rng = np.random.default_rng([self.seed, LABELED, position])
         image, flipped = self._weak(record, rng)
         targets = _targets(record, image.shape[:2], flipped)
+        if self.geometric:
+            image, targets = self.geometric.labeled(image, targets, LABELED, position)
         if self.strong_labeled and position % 2:
             image = self.strong(image, rng)
         return to_tensor(image), targets
@@ -74,6 +79,8 @@ class Mapper:
         """The weak and the strong view of a record, both [3, h, w] uint8 of one geometry."""
         rng = np.random.default_rng([self.seed, UNLABELED, position])
         weak, _ = self._weak(record, rng)
+        if self.geometric:
+            weak = self.geometric.unlabeled(weak, UNLABELED, position)
         return to_tensor(weak), to_tensor(self.strong(weak, rng))
 
     def test(self, record: Record) -> tuple[Tensor, ImageInfo]:

@@ -17,6 +17,7 @@ from sed.data.catalog import (
     without_empty,
 )
 from sed.data.errors import DataError
+from sed.data.records import pack, without_gc
 from sed.data.splits import split
 
 
@@ -25,13 +26,13 @@ class Data:
     """The images of a run; the three sets share none.
 
     Attributes:
-        labeled: its classes are the run's.
-        unlabeled: records without annotations; empty where the config gives none.
+        labeled: its classes are the run's. Its records are packed (`sed.data.records`).
+        unlabeled: records without annotations, packed; none where the config gives none.
         tests: the sets to evaluate on.
     """
 
     labeled: Dataset
-    unlabeled: list[Record]
+    unlabeled: Sequence[Record]
     tests: tuple[Dataset, ...] = ()
 
 
@@ -49,6 +50,7 @@ class Split:
         return self.percent > 0 or self.count > 0
 
 
+@without_gc()
 def partition(
     load_train: Callable[[], Dataset],
     load_unlabeled: Callable[[], Dataset] | None,
@@ -98,7 +100,7 @@ def partition(
     for test in tests:
         check_same_classes(train, test)
     check_disjoint(labeled, unlabeled, [record for test in tests for record in test.records])
-    return Data(replace(train, records=labeled), unlabeled, tests)
+    return Data(replace(train, records=pack(labeled)), pack(unlabeled), tests)
 
 
 def check_num_classes(dataset: Dataset, wanted: int, key: str) -> None:

@@ -15,6 +15,7 @@ from sed.config import ConfigError
 from sed.core.structures import Images
 from sed.data.augmentation import StrongAugmentation
 from sed.data.catalog import Dataset, Record, load_datasets
+from sed.data.geometry import build_geometric, tell_dropped
 from sed.data.loaders import Stream, collate_labeled, collate_unlabeled, test_loader
 from sed.data.mapper import LABELED, UNLABELED, ImageInfo, Mapper
 from sed.data.partition import Split, check_num_classes, partition
@@ -45,7 +46,7 @@ class Data:
     """
 
     labeled: Dataset
-    unlabeled: list[Record]
+    unlabeled: Sequence[Record]
     test: Dataset | None
 
 
@@ -109,12 +110,15 @@ def _num_classes(cfg: CfgNode) -> tuple[str, int]:
 def build_streams(cfg: CfgNode, data: Data, divisor: int) -> tuple[Stream, Stream | None]:
     """This process's labelled and unlabelled stream; the second is None for the supervised control."""
     i = cfg.INPUT
+    geometric = build_geometric(i.GEOMETRIC, i.GEOMETRIC_LEVEL, cfg.SEED)
+    tell_dropped(geometric, data.labeled.records, LABELED)
     mapper = Mapper(
         min_size=_range(i.MIN_SIZE_TRAIN),
         max_size=i.MAX_SIZE_TRAIN,
         flip=i.RANDOM_FLIP == "horizontal",
         strong=StrongAugmentation(fill=i.CUTOUT_FILL),
         strong_labeled=cfg.SEMI.STRONG_LABELED,
+        geometric=geometric,
         seed=cfg.SEED,
     )
     stream = partial(

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from fvcore.common.config import CfgNode
 
 from sed.data.files import checkpoints
+from sed.data.scaling import describe, scaling
 from sed.data.splits import check_manifest, write_manifest
 from sed.engine import build, checkpoint
 from sed.engine.launch import rank, world_size
@@ -40,12 +41,21 @@ def train(cfg: CfgNode, resume: bool = False) -> Counters:
 
     Returns:
         Counters with the best and the last evaluation.
+
+    Raises:
+        DataError: for data, or a number of processes (SOLVER.REFERENCE_WORLD_SIZE), that cannot be used.
     """
+    changes = scaling(cfg, world_size())
+    notes, cfg = describe(cfg, changes), cfg.clone()
+    cfg.defrost()
+    cfg.merge_from_list([word for pair in changes.items() for word in pair])
     folder = Path(cfg.OUTPUT_DIR)
     last = claim_folder(folder, resume)
     _barrier()  # all have looked before anyone writes
     setup_logging(folder, rank())
     log.info("engine: torchvision (%s)", _why(cfg))
+    for note in notes:
+        log.info(note)
 
     # --- data, then model: whatever is wrong with the data is said before anything is downloaded
     device = build.resolve_device(cfg.MODEL.DEVICE)

@@ -1,6 +1,7 @@
 """Weights of every kind that is promised, into student and teacher; never silently ignored, never run as code."""
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
 from sed.d2.checkpoint import export, load_weights
-from sed.d2.config import stock_config
+from sed.d2.config import load_config, stock_config
 from sed.data.files import CheckpointError, save_atomic
 from sed.detectors.weights import WeightsError
 from tests.reference.detectron2_run import make_trainer, stock_weights, tiny_config
@@ -197,3 +198,29 @@ def test_a_damaged_checkpoint_is_named(tmp_path, squares):
     (tmp_path / "checkpoint_0000004.pth").write_bytes(content[: len(content) // 2])
     with pytest.raises(CheckpointError, match=r"checkpoint_0000004.pth: cannot be read"):
         make_trainer(cfg).resume_or_load(resume=True)
+
+
+def test_imagenet_for_resnet_18_is_torchvisions_feature_by_feature(monkeypatch):
+    """Detectron2 has no file for this depth: torchvision's is taken, and every stage gives what torchvision's does."""
+    from torchvision.models import WeightsEnum, resnet18
+    from torchvision.models._utils import IntermediateLayerGetter
+
+    source = resnet18(weights=None).eval()
+    for module in source.modules():  # running statistics that are not 0 and 1
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.1, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda self, *a, **k: source.state_dict())
+    cfg = load_config(Path(__file__).parents[2] / "configs/retinanet_r18.yaml", ["MODEL.DEVICE", "cpu"])
+    detector = build_model(cfg)
+    load_weights(detector, cfg.MODEL.WEIGHTS, cfg, whole=False)
+    pixels = torch.rand(1, 3, 96, 64, dtype=torch.float64)
+    body = IntermediateLayerGetter(source.double(), {f"layer{i}": f"res{i + 1}" for i in (2, 3, 4)})
+    with torch.no_grad():
+        ours, theirs = detector.double().eval().backbone.bottom_up(pixels), body(pixels)
+    assert list(ours) == list(theirs) == ["res3", "res4", "res5"]
+    for name, value in theirs.items():
+        assert value.std() > 0.01
+        torch.testing.assert_close(ours[name], value)
+    with pytest.raises(WeightsError, match="a backbone alone"):
+        load_weights(detector, "imagenet", cfg)

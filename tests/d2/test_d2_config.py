@@ -52,8 +52,12 @@ DIFFERENT = {
     "TEST.EVAL_PERIOD": "training looks at itself; 0 is never",
 }
 # What `load_config` puts in the place of a name that both engines know: {file: {key: value on this engine}}
+R50 = {"MODEL.WEIGHTS": "detectron2://ImageNetPretrained/torchvision/R-50.pkl"}
+P3_TO_P7 = {"MODEL.BACKBONE.NAME": "build_retinanet_resnet_fpn_backbone"}
+PAPER = ("coco_5", "coco_10", "coco_35k", "coco_100", "coco_100_270k", "voc", "voc_geometric")
 TRANSLATED = {
-    "coco_10.yaml": {"MODEL.WEIGHTS": "detectron2://ImageNetPretrained/torchvision/R-50.pkl"},
+    **{f"{name}.yaml": R50 for name in PAPER},
+    **{"retinanet_r50.yaml": R50 | P3_TO_P7, "retinanet_r18.yaml": P3_TO_P7},
     "custom.yaml": {
         "MODEL.WEIGHTS": COCO["ScaleConsistentRCNN"][1],
         "MODEL.PIXEL_MEAN": [103.53, 116.28, 123.675],  # those weights were trained on BGR, and hold the deviation
@@ -138,8 +142,7 @@ class TestFiles:
 
     @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
     def test_what_a_run_writes_down_loads_again(self, path, write, no_gpu):
-        cfg = load_config(path)
-        again = load_config(write(cfg.dump()))
+        again = load_config(write((cfg := load_config(path)).dump()))
         assert json.dumps(dict(leaves(again))) == json.dumps(dict(leaves(cfg)))  # tuples of tuples become lists
 
     def test_the_command_line_comes_last(self, write):
@@ -177,7 +180,7 @@ class TestFiles:
         [
             ("SOLVER.ACCUMULATE 2", r"SOLVER\.ACCUMULATE: .* leave it 1, or set ENGINE torchvision"),
             ("MODEL.DEVICE cuda", "MODEL.DEVICE is cuda, but torch finds no GPU"),
-            ("MODEL.WEIGHTS imagenet MODEL.RESNETS.DEPTH 18", "imagenet: .* for depth 50, not 18; name a file"),
+            ("MODEL.WEIGHTS imagenet MODEL.RESNETS.DEPTH 34", "imagenet: .* for depth 18 and 50, not 34; name a file"),
             ("MODEL.WEIGHTS coco MODEL.RESNETS.DEPTH 18", "coco: there are weights for depth 50 .* not for depth 18"),
             ("MODEL.WEIGHTS coco MODEL.BACKBONE.NAME build_small_fpn_backbone", "not for .* build_small_fpn_backbone"),
             ("MODEL.META_ARCHITECTURE GeneralizedRCNN", "'GeneralizedRCNN'; it must be one of ScaleConsistentRCNN"),
@@ -331,14 +334,13 @@ class TestStockConfig:
             path = write(zoo(f"COCO-Detection/{base}"))
         cfg = load_config(path, TINY)
         (tmp_path / "stock.yaml").write_text(stock_config(cfg, "model_final.pth").dump())
-        stock = detectron2_cfg()
-        stock.merge_from_file(str(tmp_path / "stock.yaml"))
+        (stock := detectron2_cfg()).merge_from_file(str(tmp_path / "stock.yaml"))
         values, own = dict(leaves(stock)), dict(leaves(cfg))
         assert stock.MODEL.WEIGHTS == "model_final.pth"
         changed = {key for key in THEIRS if json.dumps(values[key]) != json.dumps(own[key])}  # YAML has no tuples
         assert changed == {"MODEL.META_ARCHITECTURE", "MODEL.WEIGHTS"}
         model = build_model(stock)
-        assert type(model).__name__ == ("RetinaNet" if name == "retinanet" else "GeneralizedRCNN")
+        assert type(model).__name__ == ("RetinaNet" if name.startswith("retinanet") else "GeneralizedRCNN")
         assert {k: v.shape for k, v in model.state_dict().items()} == {
             k: v.shape for k, v in build_model(cfg).plain_state_dict().items()
         }

@@ -1,0 +1,244 @@
+"""Checks the data of a config before anything is trained: all faults at once, each with its file, item and remedy.
+
+    report = check_data({LABELLED: ["train.json"], UNLABELLED: ["photos"], TEST: ["val.json"]}, setup)
+    report.found.has(ERROR)
+
+What is checked stands in `sed.data.check_findings.KINDS`. At the end each set without an error is read by the code that
+training reads it with, so that a set that passes is a set that loads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+
+from sed.data.catalog import Dataset, join, load_dataset
+from sed.data.check_advice import Advice, Setup, advise
+from sed.data.check_boxes import check_balance, check_boxes
+from sed.data.check_duplicates import Entry, check_duplicates
+from sed.data.check_findings import Finding, Findings
+from sed.data.check_images import Facts, check_images, examine_files
+from sed.data.check_json import KEYS, LABELLED, TEST, UNLABELLED, Reader, Source, image_item, read_source
+from sed.data.errors import DataError
+from sed.data.splits import split
+
+ORDER = (LABELLED, TEST, UNLABELLED)  # of two like images, the later one is named
+Progress = Callable[[Iterable[Facts], int], Iterable[Facts]]
+
+
+@dataclass
+class Report:
+    """What a check found.
+
+    Attributes:
+        found: all findings.
+        sets: one row a data set: role, name, file, images, boxes, classes.
+        balance: role -> class name -> usable boxes.
+        labelled: number of labelled images.
+        unlabelled: number of unlabelled images.
+        boxes: [B, 2] width and height of the usable labelled boxes, pixels of the file.
+        frames: [B, 2] width and height of their images.
+        images: [N, 2] width and height of all training images.
+        crowding: [labelled images] usable boxes of each.
+        advice: settings, none where there is nothing to make them from.
+    """
+
+    found: Findings = field(default_factory=Findings)
+    sets: list[dict[str, object]] = field(default_factory=list)
+    balance: dict[str, dict[str, int]] = field(default_factory=dict)
+    labelled: int = 0
+    unlabelled: int = 0
+    boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
+    frames: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
+    images: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
+    crowding: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    advice: list[Advice] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, object]:
+        """Everything but the arrays, for a json file."""
+        findings = [
+            {
+                "code": code,
+                **asdict(kind),
+                "count": number,
+                "items": [_row(finding) for finding in kept],
+            }
+            for kind, code, number, kept in self.found.groups()
+        ]
+        return {
+            "sets": self.sets,
+            "labelled_images": self.labelled,
+            "unlabelled_images": self.unlabelled,
+            "boxes_of_classes": self.balance,
+            "findings": findings,
+            "advice": [asdict(row) for row in self.advice],
+        }
+
+
+def _row(finding: Finding) -> dict[str, object]:
+    row = {"file": finding.file, "item": finding.item, "text": finding.text}
+    return row | ({"image": finding.image} if finding.image else {})
+
+
+def check_data(
+    names: Mapping[str, Sequence[str]],
+    setup: Setup,
+    image_root: str = "",
+    read: Reader = load_dataset,
+    workers: int = 1,
+    progress: Progress = lambda results, total: results,
+) -> Report:
+    """Check all data sets of a config.
+
+    Args:
+        names: role -> what DATASETS.TRAIN, UNLABELED and TEST hold.
+        setup: what else the config says.
+        image_root: DATASETS.IMAGE_ROOT.
+        read: reads sets that are known by name; on Detectron2 its catalog.
+        workers: threads that decode images.
+        progress: wraps the iterator over results, given the number of files.
+
+    Raises:
+        DataError: only where the check itself cannot go on.
+    """
+    report = Report()
+    found = report.found
+    _check_keys(names, setup, found)
+    sources = [read_source(name, role, image_root, read, found) for role in ORDER for name in names[role]]
+    files = {record["file_name"]: None for source in sources for record in source.images if record["file_name"]}
+    facts = examine_files(list(files), workers, progress)
+    for source in sources:
+        check_images(source, facts, found)
+    labelled = _labelled(sources, setup, found)
+    usable = [_boxes(source, setup, found) for source in sources]
+    _check_classes(sources, setup, found)
+    for role in (LABELLED, TEST):
+        of = [i for i, s in enumerate(sources) if s.role == role and s.structured and not _rewritten(s, found)]
+        if of:
+            arguments = ([things[i] for i in of] for things in (sources, usable, labelled))
+            report.balance[role] = check_balance(*arguments, found)
+    check_duplicates(list(_entries(sources, labelled)), facts, found)
+    _check_loads(sources, image_root, read, found)
+    _summarise(report, sources, usable, labelled, setup)
+    return report
+
+
+def _check_keys(names: Mapping[str, Sequence[str]], setup: Setup, found: Findings) -> None:
+    splits = setup.percent > 0 or setup.count > 0
+    if not names[LABELLED]:
+        found.add("train-empty", KEYS[LABELLED], KEYS[LABELLED], "it is empty")
+    if not names[TEST]:
+        found.add("test-empty", KEYS[TEST], KEYS[TEST], "it is empty")
+    if names[UNLABELLED] and splits:
+        text = f"it is {list(names[UNLABELLED])}, and SEMI.LABELED_PERCENT or SEMI.LABELED_COUNT is set"
+        found.add("split-and-unlabelled", KEYS[UNLABELLED], KEYS[UNLABELLED], text)
+    if not names[UNLABELLED] and not splits and setup.method != "supervised":
+        text = f"it is empty, nothing splits DATASETS.TRAIN, and SEMI.METHOD is {setup.method}"
+        found.add("no-unlabelled", KEYS[UNLABELLED], KEYS[UNLABELLED], text)
+
+
+def _rewritten(source: Source, found: Findings) -> bool:
+    """Its boxes are written in another form, so that nothing can be counted."""
+    return any(found.counts[code, source.file] for code in ("boxes-corners", "boxes-normalised"))
+
+
+def _boxes(source: Source, setup: Setup, found: Findings) -> np.ndarray:
+    if source.role == UNLABELLED:
+        return np.zeros(0, bool)
+    return check_boxes(source, max(setup.min_size), setup.max_size, found)
+
+
+def _labelled(sources: Sequence[Source], setup: Setup, found: Findings) -> list[np.ndarray]:
+    """Of each set, [images] bool: training sees its annotations; of a labelled set that is split, not all."""
+    masks = [np.full(len(source.images), source.role != UNLABELLED) for source in sources]
+    train = [i for i, source in enumerate(sources) if source.role == LABELLED and source.images]
+    if not train or not (setup.percent > 0 or setup.count > 0):
+        return masks
+    parts = [Dataset(sources[i].name, sources[i].images) for i in train]
+    records = join(parts, labeled=False).records
+    try:
+        kept, _ = split(records, setup.percent, setup.count, setup.fold)
+    except DataError as error:
+        found.add("refused", sources[train[0]].file, "SEMI.LABELED_PERCENT or _COUNT", str(error))
+        return masks
+    ids = {record["image_id"] for record in kept}
+    chosen = np.array([record["image_id"] in ids for record in records])
+    for i, part in zip(train, np.split(chosen, np.cumsum([len(part) for part in parts])[:-1]), strict=True):
+        masks[i] = part
+    return masks
+
+
+def _check_classes(sources: Sequence[Source], setup: Setup, found: Findings) -> None:
+    named = [source for source in sources if source.role != UNLABELLED and source.structured]
+    if not named:
+        return
+    first = named[0]
+    if len(first.classes) != setup.num_classes:
+        names = ", ".join(first.classes[:10]) + (", ..." if len(first.classes) > 10 else "")
+        text = f"it is {setup.num_classes}, the set has {len(first.classes)} categories ({names})"
+        found.add("num-classes", first.file, setup.classes_key, text)
+    for source in named:
+        if source.classes == first.classes:
+            continue
+        here, there = set(source.classes), set(first.classes)
+        if here != there:
+            text = (
+                f"only here: {sorted(here - there) or 'none'}; only in {first.file}: {sorted(there - here) or 'none'}"
+            )
+        else:
+            text = f"the order is {list(source.classes)}, in {first.file} it is {list(first.classes)}"
+        found.add("classes-differ", source.file, "categories", text)
+
+
+def _entries(sources: Sequence[Source], labelled: Sequence[np.ndarray]) -> Iterable[Entry]:
+    for source, mask in zip(sources, labelled, strict=True):
+        for record, seen in zip(source.images, mask.tolist(), strict=True):
+            role = source.role if seen or source.role == TEST else UNLABELLED
+            yield Entry(role, source.file, image_item(record), record["file_name"])
+
+
+def _check_loads(sources: Sequence[Source], image_root: str, read: Reader, found: Findings) -> None:
+    """The loader of training has the last word."""
+    for source in sources:
+        if source.structured and not found.has("error", source.file):
+            try:
+                read(source.name, image_root, source.role != UNLABELLED)
+            except DataError as error:
+                images = {record["file_name"] for record in source.images}
+                if not any(found.has("error", path) for path in images):
+                    found.add("refused", source.file, KEYS[source.role], str(error))
+
+
+def _summarise(
+    report: Report,
+    sources: Sequence[Source],
+    usable: Sequence[np.ndarray],
+    labelled: Sequence[np.ndarray],
+    setup: Setup,
+) -> None:
+    sizes, boxes, frames, crowding = [np.zeros((0, 2))], [np.zeros((0, 2))], [np.zeros((0, 2))], []
+    classes: tuple[str, ...] = ()
+    for source, good, mask in zip(sources, usable, labelled, strict=True):
+        row = {"role": source.role, "name": source.name, "file": source.file, "images": len(source.images)}
+        report.sets.append({**row, "boxes": len(source.numbers), "usable_boxes": int(good.sum()),
+                            "classes": list(source.classes)})  # fmt: skip
+        if source.role == TEST:
+            continue
+        report.labelled += int(mask.sum())
+        report.unlabelled += int((~mask).sum())
+        table = np.array([(r["width"], r["height"]) for r in source.images], np.float64).reshape(-1, 2)
+        sizes.append(table[(table > 0).all(1)])
+        if source.role == LABELLED:
+            classes = classes or source.classes
+            real = good & ~source.crowd & mask[source.image]
+            boxes.append(source.boxes[real, 2:])
+            frames.append(source.sizes()[real])
+            crowding.append(np.bincount(source.image[real], minlength=len(source.images))[mask])
+    report.images, report.boxes, report.frames = np.concatenate(sizes), np.concatenate(boxes), np.concatenate(frames)
+    report.crowding = np.concatenate(crowding) if crowding else report.crowding
+    if len(report.boxes) and len(report.images):
+        report.advice = advise(
+            setup, len(classes), report.boxes, report.frames, report.images, report.labelled, report.unlabelled
+        )

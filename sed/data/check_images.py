@@ -1,0 +1,195 @@
+"""Decodes every image of every set, in parallel, and notes what is wrong with the files."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from sed.data.check_findings import Findings
+from sed.data.check_json import UNLABELLED, Source, image_item
+from sed.data.errors import DataError
+from sed.data.mapper import read_image
+
+SMALL = 32  # pixels of the shorter side under which an image is "very small"
+NARROW = 5.0  # longer by shorter side
+_BLANK = 1.0  # standard deviation of grey values under which nothing is to be seen
+THUMB = 16  # side of the thumbnail that near duplicates are compared by
+_AHEAD = 8  # files that wait for each thread
+_ORIENTATION = 0x0112  # EXIF tag: 1 upright, 2 to 4 mirrored or upside down, 5 to 8 on its side
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What one image file is.
+
+    Attributes:
+        path: the file.
+        fault: "", or the code of the finding that says why it cannot be read.
+        reason: the same in words.
+        size: (width, height) as stored; (0, 0) if unknown.
+        orientation: of EXIF, 1..8; 1: upright.
+        mode: Pillow's: L, RGB, RGBA, P, CMYK, ...
+        deep: it has 16 bits a channel.
+        digest: SHA-1 of the file's bytes.
+        dhash: 64-bit difference hash of the upright image.
+        thumb: [THUMB * THUMB] bytes, grey values of the upright image made small.
+        spread: standard deviation of its grey values.
+    """
+
+    path: str
+    fault: str = ""
+    reason: str = ""
+    size: tuple[int, int] = (0, 0)
+    orientation: int = 1
+    mode: str = "RGB"
+    deep: bool = False
+    digest: bytes = b""
+    dhash: int = 0
+    thumb: bytes = b""
+    spread: float = 0.0
+
+    @property
+    def upright(self) -> tuple[int, int]:
+        """(width, height) after EXIF."""
+        return self.size[::-1] if self.orientation >= 5 else self.size
+
+
+def examine(path: str) -> Facts:
+    """Read and decode one file; a fault is part of the answer."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        return Facts(path, "image-missing", f"cannot be read ({error.strerror or error})")
+    digest = hashlib.sha1(data, usedforsecurity=False).digest()
+    try:
+        with Image.open(path) as image:
+            size, mode = image.size, image.mode
+            orientation = image.getexif().get(_ORIENTATION, 1)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        known = not isinstance(error, UnidentifiedImageError)
+        reason = f"not a readable image ({error})" if known else "no image of a type that can be read"
+        reason = reason if data else "the file is empty"
+        return Facts(path, "image-unreadable", reason, digest=digest)
+    orientation = orientation if orientation in range(1, 9) else 1
+    deep = mode.startswith("I") or (data[:4] == b"\x89PNG" and data[24] == 16)
+    facts = Facts(path, size=size, orientation=orientation, mode=mode, deep=deep, digest=digest)
+    width, height = facts.upright
+    try:
+        pixels = read_image({"file_name": path, "height": height, "width": width})
+    except DataError as error:
+        reason = str(error).removeprefix(f"{path}: ").removesuffix("; repair or remove it")
+        code = "image-truncated" if reason.startswith("truncated") else "image-unreadable"
+        return Facts(path, code, reason, size=size, orientation=orientation, digest=digest)
+    small = cv2.resize(pixels, (9 * 8, 8 * 8), interpolation=cv2.INTER_AREA)  # both grids below are made from this
+    grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
+    dhash = difference_hash(grey)
+    thumb = cv2.resize(grey, (THUMB, THUMB), interpolation=cv2.INTER_AREA).tobytes()
+    spread = float(np.std(pixels[:: max(1, height // 256), :: max(1, width // 256)].mean(2)))
+    return Facts(path, "", "", size, orientation, mode, deep, digest, dhash, thumb, spread)
+
+
+def difference_hash(grey: np.ndarray) -> int:
+    """64-bit dHash of a grey image [H, W]: is each of 8 x 8 fields darker than its right neighbour?
+
+    Stays the same, or nearly so, when an image is resized, compressed again or made brighter.
+    """
+    fields = cv2.resize(grey, (9, 8), interpolation=cv2.INTER_AREA).astype(np.int16)
+    return int.from_bytes(np.packbits(fields[:, :-1] < fields[:, 1:]).tobytes(), "big")
+
+
+def examine_files(
+    paths: Sequence[str], workers: int, progress: Callable[[Iterable[Facts], int], Iterable[Facts]]
+) -> dict[str, Facts]:
+    """Examine files, `workers` at a time.
+
+    In threads: reading, hashing and decoding let other threads run, and nothing has to be started, copied or forked.
+
+    Args:
+        paths: each file once.
+        workers: number of threads; up to 1: none but this one.
+        progress: wraps the iterator over results, given the number of files; shows a bar.
+    """
+    facts = progress(_results(paths, workers), len(paths))
+    return {item.path: item for item in facts}
+
+
+def _results(paths: Sequence[str], workers: int) -> Iterator[Facts]:
+    if workers <= 1:
+        yield from map(examine, paths)
+        return
+    rest = iter(paths)
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = deque(pool.submit(examine, path) for path in islice(rest, _AHEAD * workers))
+        try:
+            while waiting:  # a bounded queue, in order
+                yield waiting.popleft().result()
+                waiting.extend(pool.submit(examine, path) for path in islice(rest, 1))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def default_workers(wanted: int) -> int:
+    """At most `wanted` threads, and at least one, but no more than there are cores for this process."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(wanted, cores))
+
+
+def check_images(source: Source, facts: dict[str, Facts], found: Findings) -> None:
+    """Note what is wrong with a set's files; sizes that the set does not say are filled in from the files."""
+    for record in source.images:
+        path = record["file_name"]
+        if not path:
+            continue
+        fact = facts[path]
+        item = image_item(record)
+        if fact.fault:
+            found.add(fact.fault, path, item, f"{fact.reason} ({source.role}, {source.file})")
+            continue
+        stored, upright = fact.size, fact.upright
+        said = (record["width"], record["height"])
+        if source.role == UNLABELLED and said == (0, 0):
+            record["width"], record["height"] = said = upright
+        if said == (0, 0):
+            continue  # told already
+        if said not in (stored, upright):
+            turned = said == upright[::-1]
+            text = f"the file is {_size(upright)}, {source.file} says {_size(said)}"
+            text += "; width and height are swapped, or the image was turned" if turned else ""
+            found.add("image-size", path, item, text, path)
+        _check_form(source, record, fact, item, found)
+
+
+def _check_form(source: Source, record: dict, fact: Facts, item: str, found: Findings) -> None:
+    path, said = fact.path, (record["width"], record["height"])
+    text = f"{_size(fact.upright)} ({source.role}, {source.file})"
+    if fact.orientation > 1:
+        turn = f"EXIF orientation {fact.orientation}; stored as {_size(fact.size)}; {source.file} says {_size(said)}"
+        clear = source.role == UNLABELLED or fact.size != fact.upright
+        found.add("image-exif" if clear else "image-exif-unclear", path, item, turn, path)
+    if fact.spread < _BLANK:
+        found.add("image-blank", path, item, text, path)
+    if min(fact.size) < SMALL:
+        found.add("image-small", path, item, text, path)
+    if max(fact.size) >= NARROW * min(fact.size):
+        found.add("image-narrow", path, item, text, path)
+    if fact.deep:
+        found.add("image-16bit", path, item, text)
+    if fact.mode in ("L", "LA", "1", "La") or fact.mode.startswith("I"):
+        found.add("image-grey", path, item, text)
+    if fact.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
+        found.add("image-alpha", path, item, text)
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]} (width x height)"

@@ -1,0 +1,307 @@
+"""Reads data sets as far as they can be read, and notes every fault of their structure: fields, ids, categories.
+
+`sed.data.coco` stops at the first fault; this goes on, so that a user sees all of them at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sed.data.catalog import COCO_2017, IMAGE_SUFFIXES, Dataset, Record, data_root
+from sed.data.check_findings import Findings
+from sed.data.coco import locate_images
+from sed.data.errors import DataError
+
+LABELLED, UNLABELLED, TEST = "labelled", "unlabelled", "test"  # roles
+KEYS = {LABELLED: "DATASETS.TRAIN", UNLABELLED: "DATASETS.UNLABELED", TEST: "DATASETS.TEST"}
+_OTHER_IMAGES = (".tif", ".tiff", ".gif", ".heic", ".heif", ".avif", ".jp2", ".jfif", ".raw", ".dng", ".ppm", ".pgm")
+_FIELDS = {
+    "images": ("id", "file_name", "height", "width"),
+    "categories": ("id", "name"),
+    "annotations": ("id", "image_id", "category_id", "bbox"),
+}
+Reader = Callable[[str, str, bool], Dataset]  # (source, image_root, labelled) -> its records
+
+
+@dataclass
+class Source:
+    """One data set, as far as it could be read.
+
+    Attributes:
+        name: as it stands in the config.
+        role: LABELLED, UNLABELLED or TEST.
+        file: the json or folder that findings name.
+        images: records without annotations; `file_name` is "" where the file is missing, `height` and `width` are 0
+            where they are not known.
+        classes: K names in the order of their ids.
+        numbers: B annotation ids, of the annotations whose image and category are known and whose box is four numbers.
+        image: [B] int, positions in `images`.
+        category: [B] int, 0..K-1.
+        boxes: [B, 4] float64, x, y, width, height as they are written; may hold NaN.
+        crowd: [B] bool.
+        structured: it could be read at all.
+    """
+
+    name: str
+    role: str
+    file: str
+    images: list[Record] = field(default_factory=list)
+    classes: tuple[str, ...] = ()
+    numbers: list[Any] = field(default_factory=list)
+    image: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    category: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4)))
+    crowd: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    structured: bool = True
+
+    def item(self, index: int) -> str:
+        """What to call annotation `index`."""
+        record = self.images[int(self.image[index])]
+        return f"annotation {self.numbers[index]} (image {record['image_id']}, {record['name']})"
+
+    def sizes(self) -> np.ndarray:
+        """[B, 2] float64, (width, height) of each box's image; 0 where unknown."""
+        table = np.array([(r["width"], r["height"]) for r in self.images], np.float64).reshape(-1, 2)
+        return table[self.image]
+
+    def set_boxes(self, rows: Sequence[tuple[Any, int, int, Sequence[float], bool]]) -> None:
+        """Take over (annotation id, image, category, box, crowd) of each annotation."""
+        self.numbers = [row[0] for row in rows]
+        self.image = np.array([row[1] for row in rows], np.int64)
+        self.category = np.array([row[2] for row in rows], np.int64)
+        self.boxes = np.array([row[3] for row in rows], np.float64).reshape(-1, 4)
+        self.crowd = np.array([row[4] for row in rows], bool)
+
+
+def read_source(name: str, role: str, image_root: str, read: Reader, found: Findings) -> Source:
+    """Read one data set of the config; whatever is wrong with it goes into `found`."""
+    path, root = Path(name), image_root
+    if name in COCO_2017:
+        path, root = (data_root() / part for part in COCO_2017[name])
+    source = Source(name, role, str(path))
+    if path.is_dir():
+        if role == UNLABELLED:
+            _read_folder(source, path, found)
+        else:
+            source.structured = False
+            found.add("json-structure", name, KEYS[role], "a folder holds no annotations; expected a COCO json")
+    elif path.is_file():
+        _read_json(source, path, root, found)
+    else:
+        try:
+            _take(source, read(name, image_root, role != UNLABELLED))
+        except DataError as error:
+            source.structured = False
+            found.add("source-missing", name, KEYS[role], str(error).removeprefix(f"{name}: "))
+    return source
+
+
+def image_item(record: Record) -> str:
+    """What to call an image; those of a folder have their name for an id."""
+    number, name = record["image_id"], record["name"]
+    return f"image {number}" if number == name else f"image {number} ({name})"
+
+
+def _take(source: Source, dataset: Dataset) -> None:
+    """Records that another reader has checked."""
+    source.file, source.classes = dataset.json_file or dataset.name, dataset.classes
+    rows = []
+    for position, record in enumerate(dataset.records):
+        kept = {key: record[key] for key in ("file_name", "image_id", "height", "width")}
+        source.images.append({**kept, "name": Path(record["file_name"]).name})
+        for number, a in enumerate(record.get("annotations", ())):
+            rows.append((f"{number + 1} of its image", position, a["category_id"], a["bbox"], bool(a["iscrowd"])))
+    source.set_boxes(rows)
+
+
+def _read_folder(source: Source, folder: Path, found: Findings) -> None:
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+    images = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
+    for path in files:
+        suffix = path.suffix.lower()
+        if suffix not in IMAGE_SUFFIXES:
+            code = "ignored-images" if suffix in _OTHER_IMAGES else "ignored-files"
+            name = path.relative_to(folder).as_posix()
+            found.add(code, source.file, name, f"{suffix or 'no ending'}; read are {', '.join(IMAGE_SUFFIXES)}")
+    if not images:
+        text = f"none of its {len(files)} files ends in {', '.join(IMAGE_SUFFIXES)} (looked at any depth)"
+        found.add("folder-empty", source.file, KEYS[source.role], text)
+        source.structured = False
+    for path in images:
+        name = path.relative_to(folder).as_posix()
+        source.images.append({"file_name": str(path), "image_id": name, "name": name, "height": 0, "width": 0})
+
+
+def _read_json(source: Source, path: Path, image_root: str | Path, found: Findings) -> None:
+    content = _content(source, path, found)
+    if content is None:
+        source.structured = False
+        return
+    categories, classes = _categories(source, content["categories"], found)
+    source.classes = classes
+    places = _images(source, path, image_root, content["images"], found)
+    if not source.images:
+        found.add("no-images", source.file, "images", "the list holds no image that can be used")
+    if source.role == UNLABELLED:
+        if content.get("annotations"):
+            number = len(content["annotations"])
+            found.add("unlabelled-annotated", source.file, "annotations", f"{number} annotations are not read")
+        return
+    _annotations(source, content["annotations"], places, categories, found)
+
+
+def _content(source: Source, path: Path, found: Findings) -> dict[str, Any] | None:
+    """The json's lists; None where it is no COCO file."""
+    file = source.file
+    try:
+        content = json.loads(path.read_bytes())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        found.add("json-broken", file, f"line {getattr(error, 'lineno', '?')}", f"not json: {error}")
+        return None
+    except OSError as error:
+        found.add("json-broken", file, "the file", f"cannot be read: {error.strerror or error}")
+        return None
+    needed = ["images", "categories", "annotations"]
+    if isinstance(content, list):
+        detections = bool(content) and isinstance(content[0], dict) and "score" in content[0]
+        hint = "; it looks like a list of detections, not like annotations" if detections else ""
+        found.add("json-structure", file, "top level", f"expected an object with {needed}, found a list{hint}")
+        return None
+    if not isinstance(content, dict):
+        found.add("json-structure", file, "top level", f"expected an object with {needed}, found {content!r:.40}")
+        return None
+    if source.role == UNLABELLED:
+        needed = ["images"]
+        content.setdefault("categories", [])
+    missing = [key for key in needed if not isinstance(content.get(key), list)]
+    if missing:
+        keys = ", ".join(sorted(content)) or "nothing"
+        found.add("json-structure", file, ", ".join(missing), f"expected lists; the file has {keys}")
+        return None
+    return content
+
+
+def _whole(source: Source, key: str, entries: Iterable[Any], found: Findings) -> Iterable[tuple[int, dict]]:
+    """The entries that are objects with all fields and a usable id, and their positions."""
+    for index, entry in enumerate(entries):
+        absent = [f for f in _FIELDS[key] if not isinstance(entry, dict) or f not in entry]
+        if absent:
+            found.add("item-fields", source.file, f"{key}[{index}]", f"lacks {', '.join(absent)}")
+            continue
+        odd = [
+            f for f in ("id", "image_id", "category_id") if f in entry and not isinstance(entry[f], (int, str, float))
+        ]
+        if key == "images":
+            odd += [] if isinstance(entry["file_name"], str) and entry["file_name"] else ["file_name"]
+        if key == "categories":
+            odd += [] if isinstance(entry["name"], str) else ["name"]
+            odd += [] if isinstance(entry["id"], int) else ["id"]
+        if odd:
+            values = ", ".join(f"{f} {entry[f]!r:.40}" for f in odd)
+            found.add("item-fields", source.file, f"{key}[{index}]", f"cannot be used: {values}")
+            continue
+        yield index, entry
+
+
+def _categories(source: Source, entries: list, found: Findings) -> tuple[dict[Any, int], tuple[str, ...]]:
+    """Category id -> class 0..K-1, and the names."""
+    ids: dict[Any, str] = {}
+    names: dict[str, Any] = {}
+    for _, entry in _whole(source, "categories", entries, found):
+        number, name = entry["id"], entry["name"]
+        plain = " ".join(name.lower().replace("_", " ").replace("-", " ").split())
+        if number in ids:
+            text = f"{ids[number]!r} and {name!r} have this id"
+            found.add("category-id-twice", source.file, f"category {number}", text)
+            continue
+        ids[number] = name
+        if plain in names:
+            other = names[plain]
+            code = "category-name-twice" if ids[other] == name else "category-name-similar"
+            found.add(code, source.file, f"category {number} ({name})", f"category {other} is {ids[other]!r}")
+        names.setdefault(plain, number)
+    order = sorted(ids)
+    return {number: k for k, number in enumerate(order)}, tuple(ids[number] for number in order)
+
+
+def _images(source: Source, path: Path, image_root: str | Path, entries: list, found: Findings) -> dict[Any, int]:
+    """Image id -> position in `source.images`."""
+    places: dict[Any, int] = {}
+    files: dict[str, Any] = {}
+    for _, entry in _whole(source, "images", entries, found):
+        number, name = entry["id"], entry["file_name"]
+        item = f"image {number} ({name})"
+        if number in places:
+            other = source.images[places[number]]["name"]
+            found.add("image-id-twice", source.file, item, f"{other} has this id, too")
+            continue
+        if name in files:
+            found.add("file-twice", source.file, item, f"image {files[name]} is the same file")
+        files.setdefault(name, number)
+        sides = (entry["height"], entry["width"])
+        if not all(_is_number(side) and side >= 1 for side in sides):
+            text = f"height, width are {sides}; expected numbers of pixels"
+            found.add("image-sides", source.file, item, text)
+            sides = (0, 0)
+        places[number] = len(source.images)
+        height, width = (int(side) for side in sides)
+        source.images.append({"file_name": name, "image_id": number, "name": name, "height": height, "width": width})
+    missing = locate_images(path, image_root, [record["file_name"] for record in source.images])
+    root = min(missing, key=lambda folder: len(missing[folder]))
+    absent = set(missing[root])
+    looked = ", ".join(map(str, missing)) if len(absent) == len(source.images) else str(root)
+    for record in source.images:
+        name = record["name"]
+        record["file_name"] = "" if name in absent else str(root / name)
+        if name in absent:
+            text = f"no such file; looked in {looked}"
+            found.add("image-missing", source.file, f"image {record['image_id']} ({name})", text)
+    return places
+
+
+def _annotations(source: Source, entries: list, places: dict, categories: dict, found: Findings) -> None:
+    rows = []
+    seen = set()
+    for _, entry in _whole(source, "annotations", entries, found):
+        number, image, category, box = entry["id"], entry["image_id"], entry["category_id"], entry["bbox"]
+        name = source.images[places[image]]["name"] if image in places else "not listed"
+        item = f"annotation {number} (image {image}, {name})"
+        if number in seen:
+            found.add("annotation-id-twice", source.file, item, "another annotation has this id")
+        seen.add(number)
+        if image not in places:
+            text = f"no image has the id {image!r}{_other_type(image, places)}"
+            found.add("image-unknown", source.file, item, text)
+        if category not in categories:
+            text = (
+                f"unknown category id {category!r}{_other_type(category, categories)}; known are {sorted(categories)}"
+            )
+            found.add("category-unknown", source.file, item, text)
+        crowd = entry.get("iscrowd", 0) or 0
+        if crowd not in (0, 1):
+            found.add("crowd-flag", source.file, item, f"iscrowd is {crowd!r}")
+        if not isinstance(box, list) or len(box) != 4 or not all(_is_number(v) for v in box):
+            found.add("box-form", source.file, item, f"bbox is {box!r:.60}")
+        elif image in places and category in categories:
+            area = entry.get("area")
+            if _is_number(area) and box[2] > 0 and box[3] > 0 and area > 1.05 * box[2] * box[3] + 1:
+                text = f"area {area:g}, but the box has {box[2] * box[3]:g} pixels"
+                found.add("area-wrong", source.file, item, text)
+            rows.append((number, places[image], categories[category], box, crowd == 1))
+    source.set_boxes(rows)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _other_type(value: Any, known: dict) -> str:
+    """A hint where 7 is meant by "7"."""
+    alike = next((key for key in known if str(key) == str(value)), None)
+    return "" if alike is None else f" (there is {alike!r}: a text and a number are two things)"
