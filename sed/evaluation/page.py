@@ -1,15 +1,10 @@
-"""The HTML of the comparison page, for `sed.evaluation.report`; $names are filled there."""
+"""The look of all pages, and the HTML of the comparison page for `sed.evaluation.report`; $names are filled there."""
 
 from __future__ import annotations
 
 from string import Template
 
-PAGE = Template("""<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>
-:root { --ink: #1c2333; --soft: #667085; --line: #e4e7ec; --accent: #3454d1; }
+STYLE = """:root { --ink: #1c2333; --soft: #667085; --line: #e4e7ec; --accent: #3454d1; }
 * { box-sizing: border-box; }
 body { margin: 0; background: #f6f7f9; color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
@@ -33,7 +28,17 @@ table + p { margin: 10px 0 0; font-size: 14px; }
 pre { margin: 0 0 18px; padding: 14px 16px; background: #f6f7f9; border-radius: 8px; white-space: pre-wrap;
   overflow-wrap: anywhere; } code, pre { font: 13.5px/1.5 ui-monospace, Menlo, Consolas, monospace; }
 .facts td, .facts th { text-align: left; } h2:not(:first-child) { margin-top: 26px; }
-</style></head><body><main>
+"""
+
+PAGE = Template(
+    """<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+"""
+    + STYLE
+    + """</style></head><body><main>
 <h1>$title</h1>
 <p class="lead">$verdict</p>
 <p class="soft">One run each: this page alone says nothing about the spread over seeds. All models are the last of
@@ -49,4 +54,5 @@ $picture
 <table><thead><tr><th>key</th><th>$control</th><th>$treated</th></tr></thead><tbody>$difference</tbody></table>
 <h2>Seed and versions</h2><table><tbody>$facts</tbody></table></section>
 </main></body></html>
-""")
+"""
+)

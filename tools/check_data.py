@@ -1,0 +1,141 @@
+"""Check the data of a config before training: every fault at once, with its file, its item and what to do.
+
+    python tools/check_data.py --config-file configs/custom.yaml
+    python tools/check_data.py --config-file configs/custom.yaml --num-gpus 4 DATASETS.TRAIN my.json
+
+Reads DATASETS.TRAIN, UNLABELED and TEST, decodes every image (DATALOADER.NUM_WORKERS at a time), looks for images that
+are in two sets or nearly so, and suggests settings for the data. Writes check.html and check.json into --output and
+ends with code 1 where there is an error, else 0. Words after the flags are KEY VALUE pairs that override the config.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shlex
+import sys
+from collections.abc import Iterable, Iterator
+from importlib import import_module
+from pathlib import Path
+
+from engines import USER_ERRORS, pick
+from fvcore.common.config import CfgNode
+from tqdm import tqdm
+
+from sed.config import ConfigError
+from sed.data.catalog import load_dataset
+from sed.data.check import Report, check_data
+from sed.data.check_advice import Advice, Setup
+from sed.data.check_findings import ERROR, SEVERITIES
+from sed.data.check_images import Facts, default_workers
+from sed.data.check_json import KEYS
+from sed.data.files import save_text
+from sed.evaluation.data_page import data_page, verdict
+
+SHOWN = 3  # items of one kind on the terminal
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument("--output", type=Path, default=None, metavar="FOLDER", help="default: OUTPUT_DIR/check")
+    parser.add_argument("--num-gpus", type=int, default=1, help="the suggested settings are for so many (default 1)")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Check, print, write; ends with code 1 where there is an error."""
+    args = parse(arguments)
+    log = logging.getLogger("sed.data")
+    level = log.level
+    log.setLevel(logging.ERROR)  # what loading would warn of is told below, item by item
+    try:
+        if args.num_gpus < 1:
+            raise ConfigError(f"--num-gpus is {args.num_gpus}; it must be at least 1")
+        driver = pick(args.config_file, args.opts)
+        cfg = driver.load_config(args.config_file, args.opts)
+        read = import_module("sed.d2.catalog").dataset_of if driver.__name__.startswith("sed.d2") else load_dataset
+        names = {role: list(cfg.DATASETS[key.rpartition(".")[2]]) for role, key in KEYS.items()}
+        workers = default_workers(cfg.DATALOADER.NUM_WORKERS)
+        setup = make_setup(cfg, args.num_gpus)
+        report = check_data(names, setup, cfg.DATASETS.IMAGE_ROOT, read, workers, show_progress)
+    except USER_ERRORS as error:
+        sys.exit(f"error: {error}")
+    finally:
+        log.setLevel(level)
+    folder = args.output or Path(cfg.OUTPUT_DIR) / "check"
+    folder.mkdir(parents=True, exist_ok=True)
+    line = shlex.join(word for row in report.advice for word in (row.key, as_word(row)))
+    save_text(json.dumps(report.as_dict(), indent=1) + "\n", folder / "check.json")
+    save_text(data_page(report, f"Data check: {args.config_file}", line), folder / "check.html")
+    print_report(report, line)
+    print(f"\n{verdict(report)} Pages: {folder}/check.html, {folder}/check.json")
+    sys.exit(1 if report.found.has(ERROR) else 0)
+
+
+def make_setup(cfg: CfgNode, gpus: int) -> Setup:
+    """What the check needs of a config."""
+    m, i, s = cfg.MODEL, cfg.INPUT, cfg.SEMI
+    detr, one_stage = (m.META_ARCHITECTURE.endswith(name) for name in ("DETR", "RetinaNet"))
+    part = "DETR" if detr else "RETINANET" if one_stage else "ROI_HEADS"
+    return Setup(
+        classes_key=f"MODEL.{part}.NUM_CLASSES",
+        num_classes=m[part].NUM_CLASSES,
+        min_size=tuple(i.MIN_SIZE_TRAIN),
+        max_size=i.MAX_SIZE_TRAIN,
+        min_size_test=i.MIN_SIZE_TEST,
+        max_size_test=i.MAX_SIZE_TEST,
+        anchor_sizes=[] if detr else m.ANCHOR_GENERATOR.SIZES,
+        anchor_ratios=[] if detr else m.ANCHOR_GENERATOR.ASPECT_RATIOS,
+        labelled=s.IMS_PER_BATCH_LABELED,
+        unlabelled=s.IMS_PER_BATCH_UNLABELED,
+        rate=cfg.SOLVER.BASE_LR,
+        optimizer=cfg.SOLVER.OPTIMIZER,
+        iterations=cfg.SOLVER.MAX_ITER,
+        steps=tuple(cfg.SOLVER.STEPS),
+        burn_in=s.BURN_IN,
+        method=s.METHOD,
+        percent=s.LABELED_PERCENT,
+        count=s.LABELED_COUNT,
+        fold=s.FOLD,
+        gpus=gpus,
+        reference=cfg.SOLVER.REFERENCE_WORLD_SIZE,
+    )
+
+
+def show_progress(results: Iterable[Facts], total: int) -> Iterator[Facts]:
+    """A bar with the time left while images are decoded."""
+    yield from tqdm(results, total=total, unit="image", desc="images", disable=not total)
+
+
+def as_word(row: Advice) -> str:
+    """The value as one word of a command line: no blanks, so that it needs no more than quotes."""
+    return str(row.value).replace(" ", "")
+
+
+def print_report(report: Report, line: str) -> None:
+    """Findings, errors first, then the suggested settings."""
+    for row in report.sets:
+        print(f"{row['role']:<11}{row['file']}: {row['images']} images, {row['boxes']} boxes")
+    for severity in SEVERITIES:
+        for kind, code, number, kept in report.found.groups():
+            if kind.severity != severity:
+                continue
+            print(f"\n{severity} [{code}] {kind.title}: {number}\n  -> {kind.remedy}")
+            for finding in kept[:SHOWN]:
+                print(f"  {finding.file}: {finding.item}: {finding.text}")
+            if number > SHOWN:
+                print(f"  and {number - SHOWN} more")
+    if report.advice:
+        print("\nSettings to start from:")
+        for row in report.advice:
+            same = " (as it is)" if str(row.value) == str(row.now) else f" (now {row.now})"
+            print(f"  {row.key} {shlex.quote(as_word(row))}   # {row.reason}{same}")
+        print(f"All of them, for the end of the training command:\n{line}")
+
+
+if __name__ == "__main__":
+    main()
