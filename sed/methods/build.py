@@ -50,6 +50,7 @@ def method_from_keys(config: Mapping[str, Any], student: Detector) -> Method:
     options = SEDOptions(
         lambda_scale=sed["LAMBDA_SCALE"],
         lambda_distill=sed["LAMBDA_DISTILL"],
+        distill_target=sed["DISTILL_TARGET"],
         scale_target=sed["SCALE_TARGET"],
         scale_source=sed["SCALE_SOURCE"],
         max_scale=sed["MAX_SCALE"],

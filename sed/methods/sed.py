@@ -11,7 +11,7 @@ leaves open. Shape shorthand: see `sed.core.structures`; P proposals of an image
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -21,6 +21,7 @@ from sed.core.consistency import ConsistencyLoss, dense_consistency, region_cons
 from sed.core.matching import match_views, query_consistency
 from sed.core.reweighting import make_reweight
 from sed.core.structures import DensePrediction, Images, LabeledBatch, QueryPrediction, UnlabeledBatch
+from sed.core.targets import hard_sigmoid, hard_softmax
 from sed.core.views import downscale, draw_scale, pair_levels
 from sed.detectors.base import Detector, Features
 from sed.methods.base import Method, Schedule, statistics_kept
@@ -33,6 +34,7 @@ class SEDOptions:
     Attributes:
         lambda_scale: lambda_s; 0 leaves the term and its network passes out.
         lambda_distill: lambda_d; likewise.
+        distill_target: "soft" (Eq. 3) or "hard" (its rival in Tab. 4).
         scale_target: "student" (Eq. 2 as printed) or "teacher" (the anchored form, METHOD 11).
         scale_source: which student view is P(X) of Eq. 2: "strong" or "weak" (one more pass).
         max_scale: S; s is drawn uniformly from {1..S}.
@@ -47,6 +49,7 @@ class SEDOptions:
 
     lambda_scale: float = 0.5
     lambda_distill: float = 1.0
+    distill_target: str = "soft"
     scale_target: str = "student"
     scale_source: str = "strong"
     max_scale: int = 1
@@ -176,8 +179,12 @@ class SED(Method):
     def _distill(self, teacher: View, student: View, partners: Tensor | None) -> dict[str, Tensor]:
         """L_distill, Eq. 3: every level of the dense head, the union of both networks' proposals, all queries."""
         parts, positives = {}, []
+        hard = self.options.distill_target == "hard"
         if "dense" in self.heads:
-            levels = list(zip(teacher.dense.levels, student.dense.levels, strict=True))
+            told = teacher.dense.levels
+            if hard:
+                told = tuple(replace(level, logits=hard_sigmoid(level.logits)) for level in told)
+            levels = list(zip(told, student.dense.levels, strict=True))
             parts |= _named("dense", dense_consistency(levels, self.reweight, symmetric=False))
             positives = [(level.logits > 0).sum() for level in teacher.dense.levels]
         if "region" in self.heads:
@@ -185,11 +192,14 @@ class SED(Method):
             with torch.no_grad():
                 target = teacher.model.regions(teacher.features, boxes)
             own = student.model.regions(student.features, boxes)
-            parts |= _named("region", region_consistency(target, own, self.reweight, symmetric=False))
+            told = replace(target, logits=hard_softmax(target.logits)) if hard else target
+            parts |= _named("region", region_consistency(told, own, self.reweight, symmetric=False))
             positives = [(target.logits.softmax(-1)[:, :-1].amax(-1) > 0.5).sum()]
         if "query" in self.heads:
-            found = teacher.queries
-            loss = query_consistency(found, student.queries, partners, self.reweight, symmetric=False)
+            found = told = teacher.queries
+            if hard:
+                told = replace(found, logits=(hard_softmax if found.softmax else hard_sigmoid)(found.logits))
+            loss = query_consistency(told, student.queries, partners, self.reweight, symmetric=False)
             parts |= _named("query", loss)
             sure = found.logits.softmax(-1)[..., :-1] if found.softmax else found.logits.sigmoid()
             positives = [(sure > 0.5).sum()]

@@ -189,6 +189,43 @@ def test_the_configs_are_those_that_the_readme_knows() -> None:
     assert sorted(rows) == sorted(path.name for path in CONFIGS)
 
 
+# METHOD 9 and A.3: what each recipe has beside coco_10's: steps, burn-in, learning rate
+RECIPES = {
+    "coco_5": (180_000, 5_000, 0.01),
+    "coco_10": (180_000, 10_000, 0.01),
+    "coco_35k": (180_000, 12_000, 0.01),
+    "coco_100": (180_000, 90_000, 0.01),
+    "coco_100_270k": (270_000, 90_000, 0.02),
+    "voc": (40_000, 4_000, 0.01),
+    "voc_geometric": (40_000, 4_000, 0.01),
+    "retinanet_r50": (180_000, 10_000, 0.01),
+    "retinanet_r18": (180_000, 10_000, 0.01),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_recipes_are_the_paper_s(name: str) -> None:
+    cfg = load_config(ROOT / f"configs/{name}.yaml")
+    assert (cfg.SOLVER.MAX_ITER, cfg.SEMI.BURN_IN, cfg.SOLVER.BASE_LR) == RECIPES[name]
+    semi, sed, own = cfg.SEMI, cfg.SED, load_config(ROOT / "configs/coco_10.yaml")
+    assert (sed, semi.EMA, cfg.MODEL.WEIGHTS) == (own.SED, own.SEMI.EMA, "imagenet")
+    assert (semi.IMS_PER_BATCH_LABELED, semi.IMS_PER_BATCH_UNLABELED, semi.STRONG_LABELED) == (8, 8, True)
+    assert (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.RANDOM_FLIP) == (
+        own.INPUT.MIN_SIZE_TRAIN,
+        1333,
+        "horizontal",
+    )
+    drops = [step / cfg.SOLVER.MAX_ITER for step in cfg.SOLVER.STEPS]
+    assert drops == pytest.approx([210 / 270, 250 / 270] if name.endswith("270k") else [2 / 3, 8 / 9], abs=0.002)
+    assert (semi.LABELED_PERCENT > 0) != bool(cfg.DATASETS.UNLABELED)
+    assert semi.LABELED_PERCENT == {"coco_5": 5.0}.get(name, 0.0 if cfg.DATASETS.UNLABELED else 10.0)
+    assert cfg.INPUT.GEOMETRIC == ("randaugment" if name == "voc_geometric" else "none")
+    retinanet = name.startswith("retinanet")
+    assert cfg.MODEL.META_ARCHITECTURE.endswith("RetinaNet" if retinanet else "RCNN")
+    assert cfg.MODEL.RESNETS.DEPTH == (18 if name.endswith("r18") else 50)
+    assert {len(sizes) for sizes in cfg.MODEL.ANCHOR_GENERATOR.SIZES} == {3 if retinanet else 1}
+
+
 def test_voc_detr_is_the_paper() -> None:
     """A.1 in epochs of 5011 labelled images, 8 a step."""
     cfg = load_config(ROOT / "configs/voc_detr.yaml")

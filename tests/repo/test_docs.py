@@ -14,33 +14,61 @@ OUTSIDE = {"build", "dist", "output", "shared"}  # and whatever begins with a do
 # that needs eight GPUs or a user's data names the test that runs the same path on what is here.
 RUN_AS_IT_STANDS = "tests/tools/test_readme.py::def test_the_commands_run_as_they_stand"
 ON_DETECTRON2 = "tests/tools/test_readme.py::def test_the_commands_for_detectron2_run_as_they_stand"
+ON_OWN_DATA = "tests/tools/test_readme.py::def test_the_page_of_own_data_runs_as_it_stands"
+MY_DATA = (
+    "DATASETS.TRAIN my/train.json DATASETS.UNLABELED my/photos DATASETS.TEST my/val.json MODEL.ROI_HEADS.NUM_CLASSES 3"
+)
 ON_DETR = "tests/tools/test_readme.py::def test_the_page_of_the_detr_family_runs_as_it_stands"
 COCO = "--config-file configs/coco_10.yaml"
 CUSTOM = "--config-file configs/custom.yaml"
+ON_DATA = "tests/tools/test_make_splits.py::def test_the_commands_of_the_data_page_run_as_they_stand"
+TRAIN_ON_SPLIT = "tests/tools/test_make_splits.py::def test_a_run_trains_on_a_split_of_files"
+SPLITS = ".venv/bin/python tools/make_splits.py"
+TRAIN2017 = "--annotations datasets/coco/annotations/instances_train2017.json --output datasets/splits"
 COMMANDS = {
     "make quickstart": "tests/tools/test_quickstart.py::def test_the_whole_quick_start",
     "make test": ".ci/run::make test",
-    f".venv/bin/python tools/train_net.py {CUSTOM} DATASETS.TRAIN my/train.json DATASETS.UNLABELED my/photos "
-    "DATASETS.TEST my/val.json MODEL.ROI_HEADS.NUM_CLASSES 3": RUN_AS_IT_STANDS,
+    f".venv/bin/python tools/train_net.py {CUSTOM} {MY_DATA}": RUN_AS_IT_STANDS,
     f".venv/bin/python tools/train_net.py {CUSTOM} --resume": RUN_AS_IT_STANDS,
     f".venv/bin/python tools/train_net.py {CUSTOM} --eval-only --eval-model teacher": RUN_AS_IT_STANDS,
     f".venv/bin/python tools/visualize.py {CUSTOM} --mode views": RUN_AS_IT_STANDS,
     f".venv/bin/python tools/predict.py {CUSTOM} --weights output/custom/model_final.pth --input my/photos "
     "--output predictions.json": RUN_AS_IT_STANDS,
     ".venv/bin/python tools/train_net.py --num-gpus 8 --config-file configs/coco_10.yaml": RUN_AS_IT_STANDS,
+    "make install": ".ci/run::make install",
+    f".venv/bin/python tools/train_net.py --config-file configs/custom_small.yaml {MY_DATA}": ON_OWN_DATA,
+    ".venv/bin/python tools/visualize.py --config-file output/custom_small/config.yaml --mode predictions": ON_OWN_DATA,
+    f".venv/bin/python tools/check_data.py {CUSTOM} {MY_DATA}": ON_OWN_DATA,
     ".venv/bin/python tools/train_net.py --config-file configs/digits_detr.yaml": ON_DETR,
     f".venv/bin/python tools/train_net.py {CUSTOM} MODEL.META_ARCHITECTURE ScaleConsistentDETR MODEL.DETR.CONFIG "
     "PekingU/rtdetr_r18vd_coco_o365 MODEL.WEIGHTS coco MODEL.DETR.NUM_CLASSES 3 MODEL.PIXEL_MEAN "
     '"[0.0,0.0,0.0]" MODEL.PIXEL_STD "[255.0,255.0,255.0]" SOLVER.OPTIMIZER AdamW SOLVER.BASE_LR 0.0001 '
     "SOLVER.BACKBONE_MULTIPLIER 0.1 DATASETS.TRAIN my/train.json DATASETS.UNLABELED my/photos "
     "DATASETS.TEST my/val.json": ON_DETR,
+    f".venv/bin/python tools/ablate.py {COCO} --test coco_2017_val --output output/ablate": (
+        "tests/tools/test_ablate.py::def test_a_table_is_run_and_interrupted_runs_are_kept"
+    ),
     f".venv/bin/python tools/train_net.py --num-gpus 8 {COCO} ENGINE detectron2": ON_DETECTRON2,
     f".venv/bin/python tools/train_net.py --num-gpus 8 {COCO} --resume ENGINE detectron2": ON_DETECTRON2,
     f".venv/bin/python tools/train_net.py {COCO} --eval-only ENGINE detectron2 "
     "MODEL.WEIGHTS output/coco_10/model_final.pth": ON_DETECTRON2,
     f".venv/bin/python tools/visualize.py {COCO} --mode predictions ENGINE detectron2": ON_DETECTRON2,
+    f"{SPLITS} --percent 0.5 1 2 5 10 --fold 0 1 2 3 4 {TRAIN2017}/coco": ON_DATA,
+    f"{SPLITS} --like unbiased_teacher --percent 10 --fold 1 --index-file datasets/COCO_supervision.txt "
+    f"{TRAIN2017}/unbiased_teacher_10_1": ON_DATA,
+    f"{SPLITS} --like soft_teacher --percent 10 --fold 1 {TRAIN2017}/soft_teacher_10_1": ON_DATA,
+    f"{SPLITS} --like stac --percent 10 --fold 1 {TRAIN2017}/stac_10_1": ON_DATA,
+    f".venv/bin/python tools/train_net.py {COCO} DATASETS.TRAIN datasets/splits/stac_10_1/labeled.json "
+    "DATASETS.UNLABELED datasets/splits/stac_10_1/unlabeled.json DATASETS.IMAGE_ROOT datasets/coco/train2017 "
+    "SEMI.LABELED_PERCENT 0": TRAIN_ON_SPLIT,
+    f"{SPLITS} --protocol full --annotations datasets/coco/annotations/instances_train2017.json --unlabeled "
+    "datasets/coco/annotations/image_info_unlabeled2017.json --output datasets/splits/coco_full": ON_DATA,
+    f"{SPLITS} --protocol coco_35k --annotations datasets/coco/annotations/instances_val2014.json --unlabeled "
+    "datasets/coco/annotations/instances_train2014.json --minival datasets/coco/annotations/instances_val2017.json "
+    "--output datasets/splits/coco_35k": ON_DATA,
+    f"{SPLITS} --per-class 10 --fold 0 {TRAIN2017}/coco_10_per_class": ON_DATA,
 }
-PAGES = ("README.md", "docs/detectron2.md", "docs/detr.md")
+PAGES = ("README.md", "docs/detectron2.md", "docs/detr.md", "docs/own_data.md", "datasets/README.md")
 
 
 def tree(pattern: str) -> list[Path]:

@@ -21,18 +21,24 @@ ROOT = Path(__file__).resolve().parents[2]
 
 SHORT = "SOLVER.MAX_ITER 3 SOLVER.STEPS (2,) SOLVER.CHECKPOINT_PERIOD 3 TEST.EVAL_PERIOD 3 SEMI.BURN_IN 1"
 SPLIT = "DATASETS.TRAIN {digits}/train.json DATASETS.TEST {digits}/test.json SEMI.LABELED_PERCENT 0 "
+PAIR = "DATASETS.TRAIN {digits}/train.json DATASETS.TEST {digits}/test.json DATASETS.UNLABELED {digits}/tune "
+ONE_STAGE = "MODEL.RETINANET.NUM_CLASSES 5 "
 CHANGED = {
+    "coco_5.yaml": SPLIT + "SEMI.LABELED_COUNT 4 " + SMALL,
     "coco_10.yaml": SPLIT + "SEMI.LABELED_COUNT 4 " + SMALL,
-    "custom.yaml": (
-        "DATASETS.TRAIN {digits}/train.json DATASETS.TEST {digits}/test.json DATASETS.UNLABELED {digits}/tune " + SMALL
-    ),
+    "coco_35k.yaml": PAIR + "DATASETS.IMAGE_ROOT '' " + SMALL,
+    "coco_100.yaml": PAIR + SMALL,
+    "coco_100_270k.yaml": PAIR + SMALL,
+    "retinanet_r18.yaml": SPLIT + "SEMI.LABELED_COUNT 4 " + ONE_STAGE + SMALL,
+    "retinanet_r50.yaml": SPLIT + "SEMI.LABELED_COUNT 4 " + ONE_STAGE + SMALL,
+    "voc.yaml": PAIR + SMALL,
+    "voc_geometric.yaml": PAIR + SMALL,
+    "custom.yaml": PAIR + SMALL,
+    "custom_small.yaml": PAIR + "MODEL.ROI_HEADS.NUM_CLASSES 5",
     "digits.yaml": SPLIT + "SEMI.LABELED_COUNT 4",
     "digits_detr.yaml": SPLIT + "SEMI.LABELED_COUNT 4",
     "quickstart.yaml": SPLIT + "SEMI.LABELED_COUNT 4",
-    "voc_detr.yaml": (
-        "DATASETS.TRAIN {digits}/train.json DATASETS.TEST {digits}/test.json DATASETS.UNLABELED {digits}/tune "
-        "MODEL.DETR.NUM_CLASSES 5 " + SMALL
-    ),
+    "voc_detr.yaml": PAIR + "MODEL.DETR.NUM_CLASSES 5 " + SMALL,
 }
 
 

@@ -72,7 +72,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_commands_run_as_they_stand(home: Path) -> None:
-    commands = tool_commands("README.md")
+    commands = [words for words in tool_commands("README.md") if "tools/ablate.py" not in words]  # test_ablate.py
     assert len(commands) == 6
     for words in commands:
         run(words, home, "ENGINE torchvision")
@@ -96,6 +96,18 @@ def test_the_commands_for_detectron2_run_as_they_stand(home: Path) -> None:
     left = "config.yaml detectron2.yaml metrics.json model_final.pth evaluation_teacher.json predictions.png"
     assert [name for name in left.split() if not (home / "output/coco_10" / name).exists()] == []
     assert (home / "output/coco_10/visualize/predictions/contact_sheet.png").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_page_of_own_data_runs_as_it_stands(home: Path) -> None:
+    commands = tool_commands("docs/own_data.md")
+    assert [words[1] for words in commands] == ["tools/train_net.py", "tools/visualize.py", "tools/check_data.py"]
+    shutil.rmtree(home / "output", ignore_errors=True)
+    for words in commands:
+        run(words, home, "ENGINE torchvision")
+    assert (home / "output/custom_small/visualize/predictions/contact_sheet.png").exists()
+    assert "Settings to start from" in (home / "output/custom/check/check.html").read_text()
 
 
 @pytest.mark.slow
@@ -125,7 +137,7 @@ def test_the_page_of_the_detr_family_runs_as_it_stands(home: Path, monkeypatch: 
 
 def run(words: list[str], home: Path, more: str) -> None:
     assert words[0] == ".venv/bin/python"
-    data = OWN if "configs/custom.yaml" in words else COCO
+    data = OWN if "custom" in words[words.index("--config-file") + 1] else COCO
     small = SMALL.replace("MODEL.WEIGHTS ''", "") if "MODEL.WEIGHTS" in words else SMALL
     command = ["2" if word == "8" else word for word in words[1:]]  # two processes for eight GPUs
     command = [sys.executable, *command, *shlex.split(f"{more} {data} {SHORT} {small}")]
