@@ -22,6 +22,7 @@ from sed.data.catalog import XYWH_ABS, Dataset, Record
 from sed.data.errors import DataError
 from sed.data.records import without_gc
 
+_CROWD = (None, 0, 1)  # None: not said
 _log = logging.getLogger(__name__)
 MIN_SIDE = 0.01  # pixels; a box with a shorter side has no size that float32 could keep after a resize
 ROUNDING = 1.0  # pixels; sticking out by no more than this is clipped without a word
@@ -46,6 +47,9 @@ def load_coco(path: str | Path, image_root: str | Path = "", labeled: bool = Tru
     content = read_json(Path(path), labeled, polygons=False)
     if not labeled:
         content.pop("annotations", None)
+    for category in content["categories"]:
+        if not isinstance(category["id"], int):
+            raise DataError(f"{path}: category {category['name']!r} has id {category['id']!r}; expected a whole number")
     images, categories = content["images"], sorted(content["categories"], key=lambda c: c["id"])
     _check_images(path, images)
     _check_unique(path, "category id", (c["id"] for c in categories))
@@ -176,15 +180,17 @@ def _check_annotations(path: str | Path, annotations: Sequence[dict], images: se
             raise DataError(f"{item}: bbox {box!r} is not [x, y, width, height]")
         if not all(math.isfinite(v) for v in box):
             raise DataError(f"{item}: bbox {box} holds NaN or infinity")
+        if a.get("iscrowd") not in _CROWD:
+            raise DataError(f"{item}: iscrowd is {a['iscrowd']!r}; expected 0 or 1")
 
 
 def _all_fine(annotations: Sequence[dict], images: set, classes: dict) -> bool:
     """Whether nothing is wrong with any annotation, quickly; False: perhaps."""
     try:
         boxes = np.array([a["bbox"] for a in annotations])
-        known = {a["image_id"] for a in annotations} <= images and {a["category_id"] for a in annotations} <= set(
-            classes
-        )
+        known = {a["image_id"] for a in annotations} <= images
+        known &= {a["category_id"] for a in annotations} <= set(classes)
+        known &= {a.get("iscrowd") for a in annotations} <= set(_CROWD)
     except (TypeError, ValueError):  # ids that cannot be keys, boxes of different lengths
         return False
     return known and boxes.dtype.kind in "if" and boxes.shape[1:] == (4,) and bool(np.isfinite(boxes).all())
