@@ -310,9 +310,14 @@ def _coerce(value: object, default: object) -> object:
     raise TypeError
 
 
+CLASSES_KEYS = {  # meta-architecture -> the key of K
+    "ScaleConsistentRCNN": "MODEL.ROI_HEADS.NUM_CLASSES",
+    "ScaleConsistentRetinaNet": "MODEL.RETINANET.NUM_CLASSES",
+    "ScaleConsistentDETR": "MODEL.DETR.NUM_CLASSES",
+}
 CHOICES = {
     "ENGINE": ("auto", "detectron2", "torchvision"),
-    "MODEL.META_ARCHITECTURE": ("ScaleConsistentRCNN", "ScaleConsistentRetinaNet", "ScaleConsistentDETR"),
+    "MODEL.META_ARCHITECTURE": tuple(CLASSES_KEYS),
     "MODEL.RESNETS.NORM": ("FrozenBN", "BN", "GN"),
     "INPUT.RANDOM_FLIP": ("horizontal", "none"),
     "INPUT.CUTOUT_FILL": ("random", "constant"),

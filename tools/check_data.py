@@ -23,7 +23,7 @@ from engines import USER_ERRORS, pick
 from fvcore.common.config import CfgNode
 from tqdm import tqdm
 
-from sed.config import ConfigError
+from sed.config import CLASSES_KEYS, ConfigError, leaves
 from sed.data.catalog import load_dataset
 from sed.data.check import Report, check_data
 from sed.data.check_advice import Advice, Setup
@@ -79,11 +79,11 @@ def main(arguments: list[str] | None = None) -> None:
 def make_setup(cfg: CfgNode, gpus: int) -> Setup:
     """What the check needs of a config."""
     m, i, s = cfg.MODEL, cfg.INPUT, cfg.SEMI
-    detr, one_stage = (m.META_ARCHITECTURE.endswith(name) for name in ("DETR", "RetinaNet"))
-    part = "DETR" if detr else "RETINANET" if one_stage else "ROI_HEADS"
+    key = CLASSES_KEYS.get(m.META_ARCHITECTURE, "MODEL.ROI_HEADS.NUM_CLASSES")
+    detr = ".DETR." in key
     return Setup(
-        classes_key=f"MODEL.{part}.NUM_CLASSES",
-        num_classes=m[part].NUM_CLASSES,
+        classes_key=key,
+        num_classes=dict(leaves(cfg))[key],
         min_size=tuple(i.MIN_SIZE_TRAIN),
         max_size=i.MAX_SIZE_TRAIN,
         min_size_test=i.MIN_SIZE_TEST,

@@ -5,7 +5,6 @@ Detectron2 has torchvision's ImageNet file for its ResNet-50 and none for the Re
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from detectron2.layers import ShapeSpec
@@ -62,11 +61,7 @@ def load_imagenet(detector: nn.Module, depth: int) -> None:
     """
     for module in detector.modules():
         if isinstance(module, ResNet):
-            state = {}
-            for name, value in imagenet_resnet(depth).items():
-                for pattern, new in TORCHVISION_NAMES:
-                    name = re.sub(pattern, new, name)
-                state[name] = value
+            state = imagenet_resnet(depth, TORCHVISION_NAMES)
             check_fits(module.state_dict(), state, "MODEL.WEIGHTS imagenet", "backbone")
             module.load_state_dict(state, strict=False)
             return

@@ -43,7 +43,6 @@ IMPLIED: dict[str, Any] = {
 }
 META_ARCHITECTURES = {"GeneralizedRCNN": "ScaleConsistentRCNN", "RetinaNet": "ScaleConsistentRetinaNet"}
 DETR = "ScaleConsistentDETR"  # the family of transformers; Detectron2 itself has none
-NUM_CLASSES = {"ScaleConsistentRetinaNet": "MODEL.RETINANET.NUM_CLASSES", DETR: "MODEL.DETR.NUM_CLASSES"}
 # MODEL.WEIGHTS by name, as on the native engine (there torchvision's files)
 IMAGENET = {18: "imagenet", 50: "detectron2://ImageNetPretrained/torchvision/R-50.pkl"}  # 18: torchvision's own file
 COCO = {
@@ -158,7 +157,7 @@ def architecture(cfg: CfgNode) -> str:
 
 def num_classes(cfg: CfgNode) -> tuple[str, int]:
     """The key of K and its value."""
-    key = NUM_CLASSES.get(architecture(cfg), "MODEL.ROI_HEADS.NUM_CLASSES")
+    key = ours.CLASSES_KEYS.get(architecture(cfg), "MODEL.ROI_HEADS.NUM_CLASSES")
     return key, _pick(cfg, (key,))[key]
 
 

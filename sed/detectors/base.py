@@ -49,15 +49,16 @@ class Features:
     images: Images
 
 
-def normalize(images: Images, mean: Tensor, std: Tensor) -> Tensor:
+def normalize(images: Images, mean: Tensor, std: Tensor, inside: Tensor | None = None) -> Tensor:
     """(pixels - mean) / std, and exactly 0 on the padding, as both frameworks have it.
 
     Args:
         images: N images.
         mean: broadcastable to [N, 3, H, W], in the order and range of the pixels.
         std: likewise.
+        inside: `valid_pixels` of the images, where it is there already.
     """
-    return (images.tensor - mean) / std * valid_pixels(images)
+    return (images.tensor - mean) / std * (valid_pixels(images) if inside is None else inside)
 
 
 def valid_pixels(images: Images) -> Tensor:

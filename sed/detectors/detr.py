@@ -98,8 +98,7 @@ class QueryDetector(Detector):
         height, width = images.padded_size
         if height % self.divisor or width % self.divisor:
             raise ValueError(f"images of {height} x {width}: sides must be multiples of the stride {self.divisor}")
-        pixels = normalize(images, self.pixel_mean, self.pixel_std)
-        output = self._run(Images(pixels, images.sizes))
+        pixels, output = self._run(images)
         first = slice(self.num_queries)
         prediction = QueryPrediction(output.logits[:, first], output.pred_boxes[:, first], self.softmax)
         return QueryFeatures({}, Images(pixels, images.sizes), prediction)
@@ -115,8 +114,7 @@ class QueryDetector(Detector):
         The library weighs its parts inside: the weight of a part is the derivative of the loss by that part.
         """
         images = batch.images.pad_to_multiple(self.divisor)
-        pixels = normalize(images, self.pixel_mean, self.pixel_std)
-        output = self._run(Images(pixels, images.sizes), self._labels(batch.targets, images))
+        _, output = self._run(images, self._labels(batch.targets, images))
         classes = _class_loss(output)
         if classes is None:  # nothing of it is trained
             classes = output.loss.new_zeros(())
@@ -161,10 +159,12 @@ class QueryDetector(Detector):
         save_pretrained(self, folder, classes, size)
         return True
 
-    def _run(self, images: Images, labels: list[dict[str, Tensor]] | None = None) -> Any:
-        mask = valid_pixels(images).squeeze(1).long()  # [N, H, W]
+    def _run(self, images: Images, labels: list[dict[str, Tensor]] | None = None) -> tuple[Tensor, Any]:
+        """The normalised pixels and the model's output."""
+        inside = valid_pixels(images)  # [N, 1, H, W]
+        pixels = normalize(images, self.pixel_mean, self.pixel_std, inside)
         try:
-            return _call(self.model, images.tensor, mask, labels)
+            return pixels, _call(self.model, pixels, inside.squeeze(1).long(), labels)
         except RuntimeError as error:
             if "out of range" not in str(error):  # torch.topk
                 raise

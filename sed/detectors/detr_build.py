@@ -160,8 +160,7 @@ def _load_imagenet(detector: QueryDetector) -> None:
     for module in _resnets(detector.model):
         depth = RESNETS.get((module.config.layer_type, tuple(module.config.depths)))
         if depth is not None:
-            state = imagenet_resnet(depth)
-            state = {_transformers_name(name): value for name, value in state.items() if not name.startswith("fc.")}
+            state = imagenet_resnet(depth, TORCHVISION_NAMES)
             check_fits(module.state_dict(), state, "MODEL.WEIGHTS imagenet", "backbone")
             module.load_state_dict(state, strict=False)
             log.info("backbone: %d tensors from torchvision's ResNet-%d", len(module.state_dict()), depth)
@@ -170,13 +169,6 @@ def _load_imagenet(detector: QueryDetector) -> None:
         f"MODEL.WEIGHTS imagenet: {type(detector.model).__name__} has no ResNet-18 or -50 (model_type resnet) as its "
         "backbone; set MODEL.WEIGHTS to coco (the weights of MODEL.DETR.CONFIG), a folder, a file or '' (from scratch)"
     )
-
-
-def _transformers_name(name: str) -> str:
-    """`layer2.0.bn1.weight` as `transformers` has it: `encoder.stages.1.layers.0.layer.0.normalization.weight`."""
-    for pattern, new in TORCHVISION_NAMES:
-        name = re.sub(pattern, new, name)
-    return name
 
 
 def _load_folder(detector: QueryDetector, source: str) -> None:

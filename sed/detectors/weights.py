@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import logging
 import pickle
+import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import torch
@@ -81,8 +84,12 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     return {name.removeprefix("module."): value for name, value in content.items() if isinstance(value, Tensor)}
 
 
-def imagenet_resnet(depth: int) -> dict[str, Tensor]:
+def imagenet_resnet(depth: int, names: Sequence[tuple[str, Any]] = ()) -> dict[str, Tensor]:
     """ImageNet weights of a ResNet (torchvision's IMAGENET1K_V1), its classifier `fc` included.
+
+    Args:
+        depth: 18 or 50.
+        names: (pattern, replacement) pairs for `re.sub`, one after the other: another framework's names.
 
     Raises:
         WeightsError: another depth than 18 and 50; offline and not cached.
@@ -90,7 +97,12 @@ def imagenet_resnet(depth: int) -> dict[str, Tensor]:
     enum = {18: ResNet18_Weights.IMAGENET1K_V1, 50: ResNet50_Weights.IMAGENET1K_V1}.get(depth)
     if enum is None:
         raise WeightsError(f"MODEL.WEIGHTS imagenet: there are weights for depth 18 and 50, not {depth}")
-    return _download(enum, "imagenet")
+    state = {}
+    for name, value in _download(enum, "imagenet").items():
+        for pattern, replacement in names:
+            name = re.sub(pattern, replacement, name)
+        state[name] = value
+    return state
 
 
 def _download(enum: WeightsEnum, name: str) -> dict[str, Tensor]:

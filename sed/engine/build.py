@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from fvcore.common.config import CfgNode
 
-from sed.config import ConfigError
+from sed.config import CLASSES_KEYS, ConfigError, leaves
 from sed.core.structures import Images
 from sed.data.augmentation import StrongAugmentation
 from sed.data.catalog import Dataset, Record, load_datasets
@@ -102,9 +102,8 @@ def build_test_set(cfg: CfgNode) -> Dataset:
 
 def _num_classes(cfg: CfgNode) -> tuple[str, int]:
     """The key of K and its value."""
-    parts = {"ScaleConsistentRetinaNet": "RETINANET", "ScaleConsistentDETR": "DETR"}
-    part = parts.get(cfg.MODEL.META_ARCHITECTURE, "ROI_HEADS")
-    return f"MODEL.{part}.NUM_CLASSES", cfg.MODEL[part].NUM_CLASSES
+    key = CLASSES_KEYS[cfg.MODEL.META_ARCHITECTURE]
+    return key, dict(leaves(cfg))[key]
 
 
 def build_streams(cfg: CfgNode, data: Data, divisor: int) -> tuple[Stream, Stream | None]:
@@ -163,11 +162,6 @@ def build_evaluator(cfg: CfgNode, test: Dataset, device: torch.device) -> Callab
         return evaluate(detector, batches_of(cfg, test, detector.divisor, rank(), world_size())(), test, device)
 
     return run
-
-
-def test_size(cfg: CfgNode) -> tuple[int, int]:
-    """(short side, longest side) of test images, pixels."""
-    return cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
 
 
 def _range(values: Sequence[int]) -> tuple[int, int]:

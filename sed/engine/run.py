@@ -105,7 +105,8 @@ def train(cfg: CfgNode, resume: bool = False) -> Counters:
     if rank() == 0:
         teacher = method.teacher.module
         checkpoint.save_atomic(checkpoint.plain_weights(teacher), folder / "model_final.pth")
-        if teacher.save_stock(folder / "model_final", data.labeled.classes, build.test_size(cfg)):
+        size = (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+        if teacher.save_stock(folder / "model_final", data.labeled.classes, size):
             log.info("for transformers: from_pretrained(%r)", str(folder / "model_final"))
         if data.test:
             few = replace(data.test, records=data.test.records[:6])

@@ -216,6 +216,9 @@ def test_a_batch_after_inference_mode_trains(case, detector):
         detector.eval().detect(make_images(SIZES))
     sum(detector.train().supervised_losses(make_labeled(SIZES)).values()).backward()
     look(detector, padded(detector)).boxes.sum().backward()
+    grads = [weight.grad for weight in detector.parameters() if weight.grad is not None]
+    assert grads
+    assert all(grad.isfinite().all() for grad in grads)
 
 
 def test_a_view_with_fewer_places_than_queries_says_so(case):
