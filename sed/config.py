@@ -1,16 +1,15 @@
 """Every configuration key, its default and its meaning: the one place that holds defaults.
 
 Keys that Detectron2 has keep its names and meaning; ours stand beside them with the paper's symbol. A config file
-holds only what differs; it may name one `_BASE_` file, which may name none. `load_config` is all an entry script
-needs:
-
-    cfg = load_config("configs/quickstart.yaml", ["SOLVER.BASE_LR", "0.001"])
+holds only what differs; it may name one `_BASE_` file, which may name none. All an entry script needs is
+`load_config("configs/quickstart.yaml", ["SOLVER.BASE_LR", "0.001"])`.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from math import inf
 from pathlib import Path
 
 import yaml
@@ -178,7 +177,8 @@ def load_config(
     overrides: Sequence[str] = (),
     *,
     defaults: CfgNode | None = None,
-    choices: Mapping[str, Sequence[str]] | None = None,
+    choices: Mapping[str, Sequence] | None = None,
+    limits: Mapping[str, tuple[float, float]] | None = None,
 ) -> CfgNode:
     """Defaults, then the file's `_BASE_`, then the file, then `KEY VALUE` overrides.
 
@@ -187,6 +187,7 @@ def load_config(
         overrides: KEY, VALUE, KEY, VALUE, ...
         defaults: what the file changes; default: `get_cfg()`. Another engine has more keys.
         choices: the values that keys are limited to; default: those of the native engine.
+        limits: the ranges that keys are limited to, likewise.
 
     Raises:
         ConfigError: for a missing file, an unknown key (naming the nearest known one), a value of another type,
@@ -199,7 +200,7 @@ def load_config(
     layers += [("command line", node) for node in _pairs(overrides)]
     for origin, values in layers:
         _merge(cfg, values, origin)
-    check(cfg, CHOICES if choices is None else choices)
+    check(cfg, CHOICES if choices is None else choices, LIMITS if limits is None else limits)
     return cfg
 
 
@@ -335,15 +336,15 @@ CHOICES = {
 }
 
 
-def check(cfg: CfgNode, choices: Mapping[str, Sequence[str]]) -> None:
+LIMITS = {"SEMI.IMS_PER_BATCH_LABELED": (1, inf), "SED.MAX_SCALE": (1, inf), "INPUT.GEOMETRIC_LEVEL": (0, 10)}
+
+
+def check(cfg: CfgNode, choices: Mapping[str, Sequence], limits: Mapping[str, tuple[float, float]]) -> None:
     """Raise ConfigError for a value that its key does not allow."""
     values = dict(leaves(cfg))
     for key, allowed in choices.items():
         if values[key] not in allowed:
-            raise ConfigError(f"{key} is {values[key]!r}; it must be one of {', '.join(allowed)}")
-    if cfg.SEMI.IMS_PER_BATCH_LABELED < 1:
-        raise ConfigError("SEMI.IMS_PER_BATCH_LABELED must be at least 1")
-    if cfg.SED.MAX_SCALE < 1:
-        raise ConfigError("SED.MAX_SCALE must be at least 1 (1: half size)")
-    if not 0 <= cfg.INPUT.GEOMETRIC_LEVEL <= 10:
-        raise ConfigError("INPUT.GEOMETRIC_LEVEL must be from 0 to 10")
+            raise ConfigError(f"{key} is {values[key]!r}; it must be one of {', '.join(map(str, allowed))}")
+    for key, (low, high) in limits.items():
+        if not low <= values[key] <= high:
+            raise ConfigError(f"{key} must be {f'at least {low}' if high == inf else f'from {low} to {high}'}")

@@ -14,9 +14,10 @@ import argparse
 import json
 from pathlib import Path
 
-from arms import CONTROL, Arm, Results, Study, spread
+from arms import CONTROL, Arm, Results, Study
 
 from sed.config import load_config
+from sed.engine.study import spread
 
 NO_SCALE, NO_DISTILL = ("SED.LAMBDA_SCALE", "0.0"), ("SED.LAMBDA_DISTILL", "0.0")
 PLAIN = ("SED.REWEIGHT.KIND", "none")

@@ -9,12 +9,7 @@ bit). An arm that changes burn-in itself says so and trains from its beginning.
 from __future__ import annotations
 
 import json
-import math
-import os
 import shutil
-import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,6 +20,7 @@ from tqdm import tqdm
 
 from sed.config import load_config
 from sed.data.files import checkpoint_path
+from sed.engine.study import call, slug
 
 TRAIN = Path(__file__).with_name("train_net.py")
 CONTROL = "supervised"
@@ -88,8 +84,8 @@ class Study:
             folder.mkdir(parents=True)
             burnt_in = checkpoint_path(self.output / f"{slug(CONTROL)}-{seed}", cfg.SEMI.BURN_IN)
             shutil.copy(burnt_in, folder / burnt_in.name)
-        start = time.monotonic()
-        call([self.config_file, "--resume"], options + burn_in, folder)
+        log, start = folder.with_suffix(".log"), time.monotonic()
+        call(TRAIN, ["--config-file", self.config_file, "--resume", *options, *burn_in], log)
         results: dict = {"seconds": round(time.monotonic() - start)}
         half = [str(cfg.INPUT.MIN_SIZE_TEST // 2), str(cfg.INPUT.MAX_SIZE_TEST // 2)]
         for key, which, more in (
@@ -98,34 +94,8 @@ class Study:
             ("half", "teacher", ["INPUT.MIN_SIZE_TEST", half[0], "INPUT.MAX_SIZE_TEST", half[1]]),
         ):
             test = ["DATASETS.TEST", self.test, *more]
-            call([self.config_file, "--eval-only", "--eval-model", which], options + test, folder)
+            flags = ["--config-file", self.config_file, "--eval-only", "--eval-model", which]
+            call(TRAIN, [*flags, *options, *test], log)
             results[key] = json.loads((folder / f"evaluation_{which}.json").read_text())
         done.write_text(json.dumps(results))
         return results
-
-
-def call(flags: list[str], options: list[str], folder: Path) -> None:
-    """tools/train_net.py in a process of its own, with one thread."""
-    command = [sys.executable, str(TRAIN), "--config-file", *flags, *options]
-    log = folder.with_suffix(".log")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a") as out:
-        env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        code = subprocess.run(command, stdout=out, stderr=out, env=env, check=False).returncode
-    if code:
-        tail = "\n".join(log.read_text().splitlines()[-15:])
-        raise SystemExit(f"{' '.join(command)}\nended with code {code}; the end of {log}:\n{tail}")
-
-
-def spread(values: Sequence[float]) -> str:
-    """`mean ± deviation` of the finite values; a dash where there is none."""
-    finite = [v for v in values if not math.isnan(v)]
-    if not finite:
-        return "-"
-    mean = f"{statistics.mean(finite):.1f}"
-    return mean if len(finite) < 2 else f"{mean} ± {statistics.stdev(finite):.1f}"
-
-
-def slug(name: str) -> str:
-    """An arm's name as a folder's."""
-    return "".join(c if c.isalnum() else "_" for c in name)

@@ -14,7 +14,9 @@ import json
 import statistics
 from pathlib import Path
 
-from arms import COLUMNS, CONTROL, Arm, Results, Study, spread
+from arms import COLUMNS, CONTROL, Arm, Results, Study
+
+from sed.engine.study import spread
 
 ANCHORED = ("SED.SCALE_TARGET", "teacher")
 ARMS = {

@@ -17,10 +17,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-import torch
 from engines import USER_ERRORS, pick
 
-from sed.engine.launch import LaunchError, launch
+from sed.engine.launch import LaunchError, add_arguments, launch_main
 from sed.evaluation.output import OutputError
 from sed.methods.guards import TrainingError
 
@@ -36,11 +35,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS or the last checkpoint")
     parser.add_argument("--eval-model", choices=("teacher", "student"), default="teacher", help="with --eval-only")
-    parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine (CPU processes without GPU)")
-    parser.add_argument("--num-machines", type=int, default=1)
-    parser.add_argument("--machine-rank", type=int, default=0)
-    parser.add_argument("--dist-url", default="auto", help="tcp://HOST:PORT of machine 0; auto: a free local port")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides")
+    add_arguments(parser)
     return parser.parse_args(arguments)
 
 
@@ -58,10 +53,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    args = parse()
-    try:
-        launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (args,))
-    except LaunchError as error:
-        sys.exit(f"error: {error}")
-    except torch.multiprocessing.ProcessExitedException as error:  # a process has said why
-        sys.exit(error.exit_code or 1)
+    launch_main(main, parse())

@@ -28,11 +28,11 @@ from sed.data.errors import DataError
 VERSION = 3  # raise it whenever the images change: older sets on disk are then made again
 SPLITS = ("train", "tune", "test")
 COUNTS = (1500, 300, 300)
-_STAMP = "version.json"
+STAMP = "version.json"
 _SHARES = (0.0, 0.70, 0.85, 1.0)  # glyph index ranges of the splits
 _GLYPH_SCALE = 16  # an 8x8 glyph is drawn at 128x128 before it is shrunk to its height
 _MAX_OVERLAP = 0.10  # intersection over the smaller box
-_FACE = 0.3  # ink covers a pixel from this alpha on; boxes are tight to it
+FACE = 0.3  # ink covers a pixel from this alpha on; boxes are tight to it
 
 
 @dataclass(frozen=True)
@@ -79,24 +79,24 @@ def make_digits(root: str | Path, variant: str = "digits", counts: Sequence[int]
     spec = VARIANTS[variant]
     stamp = {"version": VERSION, "counts": list(counts), **asdict(spec)}
     folder = Path(root) / variant
-    if _is_current(folder, stamp):
+    if is_current(folder, stamp):
         return folder
     Path(root).mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{variant}-", dir=root))
     try:
-        glyphs, labels = _load_glyphs()
+        glyphs, labels = load_glyphs()
         for number, (split, count) in enumerate(zip(SPLITS, counts, strict=True)):
             low, high = (int(_SHARES[number + i] * len(labels)) for i in (0, 1))
             pool = [np.flatnonzero(labels[low:high] == c) + low for c in range(spec.num_classes)]
             _write_split(work, split, number, count, spec, glyphs, pool)
-        (work / _STAMP).write_text(json.dumps(stamp, indent=1))
-        _move_into_place(work, folder, stamp)
+        (work / STAMP).write_text(json.dumps(stamp, indent=1))
+        move_into_place(work, folder, stamp)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return folder
 
 
-def _load_glyphs() -> tuple[np.ndarray, np.ndarray]:
+def load_glyphs() -> tuple[np.ndarray, np.ndarray]:
     """1797 glyphs [1797, 8, 8] float32 in [0, 1] and their labels [1797]."""
     from sklearn.datasets import load_digits
 
@@ -104,23 +104,25 @@ def _load_glyphs() -> tuple[np.ndarray, np.ndarray]:
     return (data.images / 16.0).astype(np.float32), data.target
 
 
-def _is_current(folder: Path, stamp: dict) -> bool:
+def is_current(folder: Path, stamp: dict) -> bool:
+    """Whether the set in `folder` was made to this stamp."""
     try:
-        return json.loads((folder / _STAMP).read_text()) == stamp
+        return json.loads((folder / STAMP).read_text()) == stamp
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         return False
 
 
-def _move_into_place(work: Path, folder: Path, stamp: dict) -> None:
-    if folder.exists() and not _is_current(folder, stamp):
-        if any(folder.iterdir()) and not (folder / _STAMP).exists():
+def move_into_place(work: Path, folder: Path, stamp: dict) -> None:
+    """Rename a set that was made in `work` to `folder`; DataError where something else lies there."""
+    if folder.exists() and not is_current(folder, stamp):
+        if any(folder.iterdir()) and not (folder / STAMP).exists():
             raise DataError(f"{folder}: exists and is not a digits set; move it away or choose another root")
         shutil.rmtree(folder)
     work.chmod(0o755)
     try:
         os.rename(work, folder)
     except OSError:
-        if not _is_current(folder, stamp):  # another process was faster: its set is the same
+        if not is_current(folder, stamp):  # another process was faster: its set is the same
             raise
 
 
@@ -160,29 +162,29 @@ def _compose(
 ) -> tuple[np.ndarray, list[tuple[int, list[int]]]]:
     """One image [S, S, 3] uint8 RGB and its objects: (class, [x, y, w, h]) each."""
     size = spec.size
-    picture = _background(rng, size)
+    picture = background(rng, size)
     for _ in range(rng.integers(1, 4)):
-        _draw_clutter(rng, picture)
+        draw_clutter(rng, picture)
     objects: list[tuple[int, list[int]]] = []
     for _ in range(rng.integers(1, 6)):
         category = int(rng.integers(len(pool)))
         glyph = glyphs[rng.choice(pool[category])]
         height = float(np.exp(rng.uniform(np.log(spec.min_height), np.log(spec.max_height))))
-        alpha = _ink(rng, glyph, height)  # [h, w]
-        place = _free_place(rng, size, alpha.shape, [box for _, box in objects])
+        alpha = ink(rng, glyph, height)  # [h, w]
+        place = free_place(rng, size, alpha.shape, [box for _, box in objects])
         if place is None:
             continue
         x, y = place
         h, w = alpha.shape
         patch = picture[y : y + h, x : x + w]
-        colour = _ink_colour(rng, patch[alpha > _FACE].mean(axis=0))
+        colour = ink_colour(rng, patch[alpha > FACE].mean(axis=0))
         patch += (alpha * rng.uniform(0.8, 1.0))[:, :, None] * (colour - patch)
         objects.append((category, [x, y, w, h]))
     picture += rng.normal(0.0, rng.uniform(1.0, 5.0), picture.shape).astype(np.float32)
     return np.clip(np.rint(picture), 0, 255).astype(np.uint8), objects
 
 
-def _background(rng: np.random.Generator, size: int) -> np.ndarray:
+def background(rng: np.random.Generator, size: int) -> np.ndarray:
     """[S, S, 3] float32: a dark, tinted grey, a linear gradient and two octaves of smooth noise."""
     base = rng.uniform(40, 130) + rng.normal(0, 10, 3)
     far = rng.uniform(-30, 30) + rng.normal(0, 8, 3)
@@ -197,7 +199,7 @@ def _background(rng: np.random.Generator, size: int) -> np.ndarray:
     return np.clip(picture, 0, 255).astype(np.float32)
 
 
-def _draw_clutter(rng: np.random.Generator, picture: np.ndarray) -> None:
+def draw_clutter(rng: np.random.Generator, picture: np.ndarray) -> None:
     """One thing that is no digit, in place: a long thin stroke, a filled ellipse or a rectangle.
 
     Counter-examples that are left out on purpose: an outlined ellipse is a 0, a short thick stroke is a 1.
@@ -224,7 +226,7 @@ def _draw_clutter(rng: np.random.Generator, picture: np.ndarray) -> None:
     cv2.addWeighted(layer, opacity := float(rng.uniform(0.15, 0.5)), picture, 1 - opacity, 0, dst=picture)
 
 
-def _ink(rng: np.random.Generator, glyph: np.ndarray, height: float) -> np.ndarray:
+def ink(rng: np.random.Generator, glyph: np.ndarray, height: float) -> np.ndarray:
     """The glyph as coverage [h, w] in [0, 1], turned by up to 10 degrees, cut tight, `height` pixels high."""
     side = (glyph.shape[0] + 4) * _GLYPH_SCALE
     smooth = cv2.resize(np.pad(glyph, 2), (side, side), interpolation=cv2.INTER_CUBIC)
@@ -241,11 +243,11 @@ def _ink(rng: np.random.Generator, glyph: np.ndarray, height: float) -> np.ndarr
 
 def _crop(alpha: np.ndarray) -> np.ndarray:
     """`alpha` cut to the smallest rectangle that holds its ink."""
-    rows, columns = np.flatnonzero((alpha > _FACE).any(1)), np.flatnonzero((alpha > _FACE).any(0))
+    rows, columns = np.flatnonzero((alpha > FACE).any(1)), np.flatnonzero((alpha > FACE).any(0))
     return alpha[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
-def _free_place(
+def free_place(
     rng: np.random.Generator, size: int, shape: tuple[int, ...], taken: list[list[int]]
 ) -> tuple[int, int] | None:
     """A corner (x, y) where a box of (h, w) = `shape` covers little of the others; None after 30 tries."""
@@ -263,7 +265,7 @@ def _free_place(
     return None
 
 
-def _ink_colour(rng: np.random.Generator, ground: np.ndarray) -> np.ndarray:
+def ink_colour(rng: np.random.Generator, ground: np.ndarray) -> np.ndarray:
     """A colour [3] whose brightness is that of `ground` plus 60 to 130 grey levels, with some tint."""
     weights = np.array([0.299, 0.587, 0.114])
     contrast = rng.uniform(60, 130)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -96,12 +96,51 @@ def plan(
             bucket.clear()
 
 
-class Stream:
-    """An infinite iterator over batches with an exact position.
+class Resumable:
+    """An infinite iterator over batches with an exact position; a subclass says in `_open` what comes from there on.
 
     Attributes:
         position: how many batches were taken so far.
     """
+
+    def __init__(self, position: int = 0) -> None:
+        self.position = position
+        self._batches: Iterator[Any] | None = None
+
+    def _open(self) -> Iterable[Any]:
+        """All batches from `position` on; a DataError among them is raised."""
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        """The next batch of this rank.
+
+        Raises:
+            DataError: for an image that cannot be used.
+        """
+        if self._batches is None:
+            self._batches = iter(self._open())
+        batch = next(self._batches)
+        if isinstance(batch, DataError):
+            self.close()
+            raise batch
+        self.position += 1
+        return batch
+
+    def seek(self, position: int) -> None:
+        """Go on with batch number `position`, as if all before it had been taken."""
+        self.close()
+        self.position = position
+
+    def close(self) -> None:
+        """Stop the workers; batches read ahead are dropped and will be read again."""
+        self._batches = None
+
+
+class Stream(Resumable):
+    """Labelled or unlabelled training images, in the order of `plan`."""
 
     def __init__(
         self,
@@ -141,43 +180,16 @@ class Stream:
             raise DataError("a data stream needs at least one image, got none")
         if batch_size < 1 or batch_size % world_size:
             raise DataError(f"a batch of {batch_size} images cannot be divided among {world_size} processes evenly")
-        self.position = start
+        super().__init__(start)
         records = pack(records)
         self._work = _Work(records, mapper_fn, collate)
         self._plan = partial(plan, records.sizes, batch_size, seed, stream_id, aspect_grouping, order)
         share = batch_size // world_size
         self._slice = slice(rank * share, (rank + 1) * share)
         self._num_workers = num_workers
-        self._batches: Iterator[Any] | None = None
 
-    def __iter__(self) -> Stream:
-        return self
-
-    def __next__(self) -> Any:
-        """The next batch of this rank.
-
-        Raises:
-            DataError: for an image that cannot be used.
-        """
-        if self._batches is None:
-            self._batches = iter(
-                _loader(self._work, _Resumed(self._plan, self.position, self._slice), self._num_workers)
-            )
-        batch = next(self._batches)
-        if isinstance(batch, DataError):
-            self.close()
-            raise batch
-        self.position += 1
-        return batch
-
-    def seek(self, position: int) -> None:
-        """Go on with batch number `position`, as if all before it had been taken."""
-        self.close()
-        self.position = position
-
-    def close(self) -> None:
-        """Stop the workers; batches read ahead are dropped and will be read again."""
-        self._batches = None
+    def _open(self) -> Iterable[Any]:
+        return batch_loader(self._work, _Resumed(self._plan, self.position, self._slice), self._num_workers)
 
 
 def test_loader(
@@ -200,7 +212,7 @@ def test_loader(
     indices = list(range(rank, len(records), world_size))
     batches = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
     work = _Work(records, mapper.test, partial(collate_test, divisor=divisor))
-    for batch in _loader(work, batches, num_workers):
+    for batch in batch_loader(work, batches, num_workers):
         if isinstance(batch, DataError):
             raise batch
         yield batch
@@ -238,7 +250,8 @@ class _Work(Dataset):
         return self.sample(self.records[index], *arguments)
 
 
-def _loader(work: _Work, batches: Any, num_workers: int) -> DataLoader:
+def batch_loader(work: Dataset, batches: Any, num_workers: int) -> DataLoader:
+    """What `work` makes of each of `batches`, in their order; the run's random numbers stay untouched."""
     return DataLoader(
         work,
         batch_size=None,  # a planned batch is one item

@@ -16,7 +16,7 @@ from urllib.error import URLError
 
 import torch
 from torch import Tensor
-from torchvision.models import ResNet18_Weights, ResNet50_Weights, WeightsEnum
+from torchvision.models import ResNet18_Weights, ResNet50_Weights, ResNet101_Weights, WeightsEnum
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, RetinaNet_ResNet50_FPN_Weights
 from torchvision.ops.misc import FrozenBatchNorm2d
 
@@ -84,35 +84,36 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     return {name.removeprefix("module."): value for name, value in content.items() if isinstance(value, Tensor)}
 
 
-def imagenet_resnet(depth: int, names: Sequence[tuple[str, Any]] = ()) -> dict[str, Tensor]:
+def imagenet_resnet(depth: int, names: Sequence[tuple[str, Any]] = (), key: str = "MODEL.WEIGHTS") -> dict[str, Tensor]:
     """ImageNet weights of a ResNet (torchvision's IMAGENET1K_V1), its classifier `fc` included.
 
     Args:
-        depth: 18 or 50.
+        depth: 18, 50 or 101.
         names: (pattern, replacement) pairs for `re.sub`, one after the other: another framework's names.
+        key: the config key that asks for them, for messages.
 
     Raises:
-        WeightsError: another depth than 18 and 50; offline and not cached.
+        WeightsError: another depth; offline and not cached.
     """
-    enum = {18: ResNet18_Weights.IMAGENET1K_V1, 50: ResNet50_Weights.IMAGENET1K_V1}.get(depth)
-    if enum is None:
-        raise WeightsError(f"MODEL.WEIGHTS imagenet: there are weights for depth 18 and 50, not {depth}")
+    enums = {18: ResNet18_Weights, 50: ResNet50_Weights, 101: ResNet101_Weights}
+    if depth not in enums:
+        raise WeightsError(f"{key} imagenet: there are weights for depth 18, 50 and 101, not {depth}")
     state = {}
-    for name, value in _download(enum, "imagenet").items():
+    for name, value in _download(enums[depth].IMAGENET1K_V1, "imagenet", key).items():
         for pattern, replacement in names:
             name = re.sub(pattern, replacement, name)
         state[name] = value
     return state
 
 
-def _download(enum: WeightsEnum, name: str) -> dict[str, Tensor]:
+def _download(enum: WeightsEnum, name: str, key: str = "MODEL.WEIGHTS") -> dict[str, Tensor]:
     try:
         return dict(enum.get_state_dict(progress=True, check_hash=True))
     except (URLError, OSError) as error:
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise WeightsError(
-            f"MODEL.WEIGHTS {name}: cannot download {enum.url} ({error}). Without a network, put that file into "
-            f"{folder}/ , set MODEL.WEIGHTS to a local file, or to '' to train from scratch"
+            f"{key} {name}: cannot download {enum.url} ({error}). Without a network, put that file into "
+            f"{folder}/ , set {key} to a local file, or to '' to train from scratch"
         ) from None
 
 

@@ -6,8 +6,10 @@ N CPU processes.
 
 from __future__ import annotations
 
+import argparse
 import os
 import socket
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +30,25 @@ def rank() -> int:
 def world_size() -> int:
     """How many processes train together; 1 without torch.distributed."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Detectron2's flags for processes and machines, and the KEY VALUE words at the end of the line."""
+    parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine (CPU processes without GPU)")
+    parser.add_argument("--num-machines", type=int, default=1)
+    parser.add_argument("--machine-rank", type=int, default=0)
+    parser.add_argument("--dist-url", default="auto", help="tcp://HOST:PORT of machine 0; auto: a free local port")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides")
+
+
+def launch_main(main_fn: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
+    """`launch` with the flags of `add_arguments`; what goes wrong ends this process with a message or a status."""
+    try:
+        launch(main_fn, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (args,))
+    except LaunchError as error:
+        sys.exit(f"error: {error}")
+    except mp.ProcessExitedException as error:  # a process has said why
+        sys.exit(error.exit_code or 1)
 
 
 def launch(

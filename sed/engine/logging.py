@@ -97,13 +97,20 @@ class Reporter:
         max_iter: steps of the whole run.
         enabled: False on ranks other than 0: nothing is written.
         quiet_seconds: without a terminal, the least time between two progress lines.
+        score_name: what the bar calls the last evaluation's score.
     """
 
     def __init__(
-        self, folder: str | Path, start: int, max_iter: int, enabled: bool = True, quiet_seconds: float = 20.0
+        self,
+        folder: str | Path,
+        start: int,
+        max_iter: int,
+        enabled: bool = True,
+        quiet_seconds: float = 20.0,
+        score_name: str = "AP",
     ) -> None:
-        self.enabled, self.max_iter, self.quiet_seconds = enabled, max_iter, quiet_seconds
-        self.ap = math.nan
+        self.enabled, self.max_iter, self.quiet_seconds, self.score_name = enabled, max_iter, quiet_seconds, score_name
+        self.score = math.nan
         if not enabled:
             return
         from torch.utils.tensorboard import SummaryWriter
@@ -139,24 +146,24 @@ class Reporter:
             self._board.add_scalar(name, value, step)
         self._loss = scalars.get("loss", self._loss)
 
-    def show(self, step: int, ap: float | None = None) -> None:
+    def show(self, step: int, score: float | None = None) -> None:
         """Bring the bar (or, without a terminal, now and then a line) up to date."""
         if not self.enabled:
             return
-        self.ap = self.ap if ap is None else ap
-        loss, ap_text = _text(self._loss, 3), _text(self.ap, 1)
-        self._bar.set_postfix_str(f"loss {loss}, AP {ap_text}", refresh=False)
+        self.score = self.score if score is None else score
+        loss, score_text = _text(self._loss, 3), f"{self.score_name} {_text(self.score, 1)}"
+        self._bar.set_postfix_str(f"loss {loss}, {score_text}", refresh=False)
         now = time.monotonic()
         if self._bar.disable and now - self._last_line >= self.quiet_seconds:
             self._last_line = now
             pace = (now - self._began) / max(1, step - self._start)  # seconds a step, evaluations included
             eta = timedelta(seconds=round(pace * (self.max_iter - step)))
             self._log.info(
-                "step %d/%d  loss %s  AP %s  %.3f s/step  ETA %s",
+                "step %d/%d  loss %s  %s  %.3f s/step  ETA %s",
                 step,
                 self.max_iter,
                 loss,
-                ap_text,
+                score_text,
                 pace,
                 eta,
             )

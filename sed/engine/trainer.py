@@ -159,7 +159,7 @@ class Trainer:
                 last = self.step == o.max_iter
                 if self.evaluate and (last or (o.eval_period and self.step % o.eval_period == 0)):
                     reporter.write(self.step, self._evaluate(self.evaluate))
-                    reporter.show(self.step, ap=counters.last["teacher"]["AP"])
+                    reporter.show(self.step, score=counters.last["teacher"]["AP"])
 
                 # --- save, but not in the midst of a row of bad steps: the last good checkpoint stays
                 save_due = save_due or last or self.step % o.checkpoint_period == 0

@@ -56,7 +56,7 @@ def claim_folder(folder: str | Path, resume: bool) -> Path | None:
         )
     folder.mkdir(parents=True, exist_ok=True)
     for left_over in folder.glob(".*.tmp"):  # a writer was killed
-        left_over.unlink()
+        left_over.unlink(missing_ok=True)  # by another process
     return saved[-1] if saved else None
 
 

@@ -54,10 +54,10 @@ def test_images_and_boxes_are_as_specified(tmp_path: Path, variant: str, low: in
 
 
 def test_boxes_are_tight_to_the_ink() -> None:
-    glyphs, _ = digits._load_glyphs()
+    glyphs, _ = digits.load_glyphs()
     rng = np.random.default_rng(0)
     for glyph in glyphs[:40]:
-        covered = digits._ink(rng, glyph, 50.0) > digits._FACE
+        covered = digits.ink(rng, glyph, 50.0) > digits.FACE
         assert covered[0].any()
         assert covered[-1].any()
         assert covered[:, 0].any()
@@ -77,9 +77,9 @@ def test_boxes_overlap_little(made: Path) -> None:
 
 def test_no_source_digit_is_shared_between_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     used: dict[str, set[int]] = {split: set() for split in digits.SPLITS}
-    glyphs, _ = digits._load_glyphs()
+    glyphs, _ = digits.load_glyphs()
     numbers = {glyph.tobytes(): i for i, glyph in enumerate(glyphs)}
-    draw, write = digits._ink, digits._write_split
+    draw, write = digits.ink, digits._write_split
     current = []
 
     def spy_ink(rng, glyph, height):
@@ -90,7 +90,7 @@ def test_no_source_digit_is_shared_between_splits(tmp_path: Path, monkeypatch: p
         current.append(split)
         write(work, split, *rest)
 
-    monkeypatch.setattr(digits, "_ink", spy_ink)
+    monkeypatch.setattr(digits, "ink", spy_ink)
     monkeypatch.setattr(digits, "_write_split", spy_write)
     digits.make_digits(tmp_path, "digits", (60, 30, 30))
     total = len(glyphs)
@@ -111,7 +111,7 @@ def test_made_once_and_again_when_the_version_changes(tmp_path: Path, monkeypatc
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(digits, "_move_into_place", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(digits, "move_into_place", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         digits.make_digits(tmp_path, "digits", (1, 1, 1))
     assert list(tmp_path.iterdir()) == []
