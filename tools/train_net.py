@@ -19,23 +19,15 @@ import sys
 
 from engines import USER_ERRORS, pick
 
-from sed.engine.launch import LaunchError, add_arguments, launch_main
+from sed.engine.launch import LaunchError, launch_main, make_parser
 from sed.evaluation.output import OutputError
 from sed.methods.guards import TrainingError
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="%(prog)s [flags] [KEY VALUE ...]",
-    )
-    parser.add_argument("--config-file", default=None, metavar="FILE", help="YAML; without it: all defaults")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
-    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS or the last checkpoint")
+    parser = make_parser(__doc__)
     parser.add_argument("--eval-model", choices=("teacher", "student"), default="teacher", help="with --eval-only")
-    add_arguments(parser)
     return parser.parse_args(arguments)
 
 

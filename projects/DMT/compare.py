@@ -86,20 +86,26 @@ def run_all(study: Mapping[str, Any], output: Path, jobs: int) -> dict[Job, dict
     return results
 
 
-def table(study: Mapping[str, Any], results: Mapping[Job, Mapping[str, Any]], seeds: Sequence[int]) -> str:
-    """Markdown: the score of each method and case, and its paired difference to the first method."""
+def table(
+    study: Mapping[str, Any], results: Mapping[Job, Mapping[str, Any]], seeds: Sequence[int], reference: str = ""
+) -> str:
+    """Markdown: the score of each method and case, and its paired difference to `reference` (default: the first)."""
     first, score = next(iter(study["methods"])), study["score"]
+    reference = reference or first
     lines = [f"Test {score}, percent; seeds {', '.join(map(str, seeds))}: mean ± standard deviation, and the paired"]
-    lines += [f"difference to {first} with its 95 % interval (Student's t); seconds of all stages.", ""]
-    head = [cell for case in study["cases"] for cell in (case, f"to {first}", "s")]
+    lines += [f"difference to {reference} with its 95 % interval (Student's t); seconds of all stages.", ""]
+    head = [cell for case in study["cases"] for cell in (case, f"to {reference}", "s")]
     lines += [f"| method | {' | '.join(head)} |", "| --- " * (len(head) + 1) + "|"]
     for method in study["methods"]:
         cells = []
         for case in study["cases"]:
             own = [results[case, method, seed]["test"][score] for seed in seeds]
-            base = [results[case, first, seed]["test"][score] for seed in seeds]
+            base = [results[case, reference, seed]["test"][score] for seed in seeds]
             seconds = [cost(results[case, method, seed], results[case, first, seed]) for seed in seeds]
-            cells += [spread(own), "" if method == first else interval([a - b for a, b in zip(own, base, strict=True)])]
+            cells += [
+                spread(own),
+                "" if method == reference else interval([a - b for a, b in zip(own, base, strict=True)]),
+            ]
             cells.append(f"{sum(seconds) / len(seconds):.0f}")
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -116,11 +122,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--study", type=Path, required=True, metavar="FILE")
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--reference", default="", help="the method that differences are taken to; default: the first")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each")
     args = parser.parse_args()
     try:
         study = read_study(args.study)
-        text = table(study, run_all(study, args.output, args.jobs), study["seeds"])
+        if args.reference and args.reference not in study["methods"]:
+            raise ConfigError(f"--reference {args.reference}: {args.study} has {', '.join(study['methods'])}")
+        text = table(study, run_all(study, args.output, args.jobs), study["seeds"], args.reference)
     except ConfigError as error:
         raise SystemExit(f"error: {error}") from None
     (args.output / "table.md").write_text(text)

@@ -20,7 +20,7 @@ from sed.config import ConfigError
 from sed.data.errors import DataError
 from sed.data.files import CheckpointError
 from sed.detectors.weights import WeightsError
-from sed.engine.launch import LaunchError, add_arguments, launch_main, rank
+from sed.engine.launch import LaunchError, launch_main, make_parser, rank
 from sed.evaluation.output import OutputError
 
 USER_ERRORS = (ConfigError, DataError, CheckpointError, WeightsError, OutputError, LaunchError, DivergedError)
@@ -28,17 +28,9 @@ USER_ERRORS = (ConfigError, DataError, CheckpointError, WeightsError, OutputErro
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="%(prog)s [flags] [KEY VALUE ...]",
-    )
-    parser.add_argument("--config-file", default=None, metavar="FILE", help="YAML; without it: all defaults")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in OUTPUT_DIR, wherever it stopped")
-    parser.add_argument("--eval-only", action="store_true", help="evaluate --weights on the test images")
+    parser = make_parser(__doc__)
     parser.add_argument("--weights", default=None, metavar="FILE", help="default: OUTPUT_DIR/model_final.pth")
     parser.add_argument("--model", choices=("A", "B"), default=None, help="whose pixels --weights expects")
-    add_arguments(parser)
     return parser.parse_args(arguments)
 
 

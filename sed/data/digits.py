@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from sed.data.errors import DataError
 VERSION = 3  # raise it whenever the images change: older sets on disk are then made again
 SPLITS = ("train", "tune", "test")
 COUNTS = (1500, 300, 300)
-STAMP = "version.json"
+_STAMP = "version.json"
 _SHARES = (0.0, 0.70, 0.85, 1.0)  # glyph index ranges of the splits
 _GLYPH_SCALE = 16  # an 8x8 glyph is drawn at 128x128 before it is shrunk to its height
 _MAX_OVERLAP = 0.10  # intersection over the smaller box
@@ -78,21 +78,32 @@ def make_digits(root: str | Path, variant: str = "digits", counts: Sequence[int]
         raise DataError(f"digits: unknown variant {variant!r}; there are {', '.join(VARIANTS)}")
     spec = VARIANTS[variant]
     stamp = {"version": VERSION, "counts": list(counts), **asdict(spec)}
-    folder = Path(root) / variant
-    if is_current(folder, stamp):
-        return folder
-    Path(root).mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{variant}-", dir=root))
-    try:
+
+    def write(work: Path) -> None:
         glyphs, labels = load_glyphs()
         for number, (split, count) in enumerate(zip(SPLITS, counts, strict=True)):
             low, high = (int(_SHARES[number + i] * len(labels)) for i in (0, 1))
             pool = [np.flatnonzero(labels[low:high] == c) + low for c in range(spec.num_classes)]
             _write_split(work, split, number, count, spec, glyphs, pool)
-        (work / STAMP).write_text(json.dumps(stamp, indent=1))
-        move_into_place(work, folder, stamp)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+
+    return make_set(Path(root) / variant, stamp, write)
+
+
+def make_set(folder: Path, stamp: dict, write: Callable[[Path], None]) -> Path:
+    """Let `write` fill a new folder and rename it to `folder`, unless a set of this stamp is there; returns `folder`.
+
+    Raises:
+        DataError: where something else lies there.
+    """
+    if not _is_current(folder, stamp):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            write(work)
+            (work / _STAMP).write_text(json.dumps(stamp, indent=1))
+            _move_into_place(work, folder, stamp)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
     return folder
 
 
@@ -104,25 +115,23 @@ def load_glyphs() -> tuple[np.ndarray, np.ndarray]:
     return (data.images / 16.0).astype(np.float32), data.target
 
 
-def is_current(folder: Path, stamp: dict) -> bool:
-    """Whether the set in `folder` was made to this stamp."""
+def _is_current(folder: Path, stamp: dict) -> bool:
     try:
-        return json.loads((folder / STAMP).read_text()) == stamp
+        return json.loads((folder / _STAMP).read_text()) == stamp
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         return False
 
 
-def move_into_place(work: Path, folder: Path, stamp: dict) -> None:
-    """Rename a set that was made in `work` to `folder`; DataError where something else lies there."""
-    if folder.exists() and not is_current(folder, stamp):
-        if any(folder.iterdir()) and not (folder / STAMP).exists():
+def _move_into_place(work: Path, folder: Path, stamp: dict) -> None:
+    if folder.exists() and not _is_current(folder, stamp):
+        if any(folder.iterdir()) and not (folder / _STAMP).exists():
             raise DataError(f"{folder}: exists and is not a digits set; move it away or choose another root")
         shutil.rmtree(folder)
     work.chmod(0o755)
     try:
         os.rename(work, folder)
     except OSError:
-        if not is_current(folder, stamp):  # another process was faster: its set is the same
+        if not _is_current(folder, stamp):  # another process was faster: its set is the same
             raise
 
 

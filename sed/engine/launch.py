@@ -32,17 +32,26 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Detectron2's flags for processes and machines, and the KEY VALUE words at the end of the line."""
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """Detectron2's flags of a training script, with the KEY VALUE words at the end of the line."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s [flags] [KEY VALUE ...]",
+    )
+    parser.add_argument("--config-file", default=None, metavar="FILE", help="YAML; without it: all defaults")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in OUTPUT_DIR, where it stopped")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate trained weights on the test images")
     parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine (CPU processes without GPU)")
     parser.add_argument("--num-machines", type=int, default=1)
     parser.add_argument("--machine-rank", type=int, default=0)
     parser.add_argument("--dist-url", default="auto", help="tcp://HOST:PORT of machine 0; auto: a free local port")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides")
+    return parser
 
 
 def launch_main(main_fn: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
-    """`launch` with the flags of `add_arguments`; what goes wrong ends this process with a message or a status."""
+    """`launch` with the flags of `make_parser`; what goes wrong ends this process with a message or a status."""
     try:
         launch(main_fn, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (args,))
     except LaunchError as error:

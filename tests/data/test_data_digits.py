@@ -111,7 +111,7 @@ def test_made_once_and_again_when_the_version_changes(tmp_path: Path, monkeypatc
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(digits, "move_into_place", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(digits, "_move_into_place", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         digits.make_digits(tmp_path, "digits", (1, 1, 1))
     assert list(tmp_path.iterdir()) == []

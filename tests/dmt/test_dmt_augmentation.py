@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from dmt.augmentation import ClassificationTest, ClassificationTrain, SegmentationTest, SegmentationTrain
+from dmt.augmentation import SegmentationTest, SegmentationTrain
+from dmt.classification_augmentation import ClassificationTest, ClassificationTrain
 from dmt.normalization import NORMALIZATIONS, normalise
 from sed.data.errors import DataError
 from tests.reference import dmt_augmentation as slow

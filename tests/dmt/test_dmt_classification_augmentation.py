@@ -5,8 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dmt.augmentation import ClassificationTest, ClassificationTrain
-from dmt.classification_augmentation import OPERATIONS, operation_value
+from dmt.classification_augmentation import OPERATIONS, ClassificationTest, ClassificationTrain, operation_value
 from tests.reference import dmt_augmentation as slow
 
 

@@ -51,6 +51,9 @@ def test_the_table_has_means_spreads_and_paired_differences() -> None:
     assert lines[3] == "| method | few | to baseline | s | more | to baseline | s |"
     cell = "52.0 ± 2.8 |  | 12"
     assert lines[5] == f"| baseline | {cell} | {cell} |"
+    other = compare.table(STUDY, results, [0, 1], "DMT").splitlines()
+    assert other[3] == "| method | few | to DMT | s | more | to DMT | s |"
+    assert other[5].startswith("| baseline | 52.0 ± 2.8 | -9.0 [-21.7, +3.7] | 12 |")
     assert lines[6].startswith("| DMT | 61.0 ± 1.4 | +9.0 [-3.7, +21.7] | 25 |")  # t(.975, 1) = 12.706, s = sqrt 2
 
 
@@ -84,7 +87,8 @@ def test_the_studies_hold_runs_that_load(path: Path) -> None:
     for case in study["cases"]:
         for method in study["methods"]:
             words = compare.words(study, (case, method, 0), Path("out"))
-            load(words[1], words[3:])
+            cfg = load(words[1], words[3:])
+            assert cfg.OUTPUT_DIR == f"out/{slug(case)}/{slug(method)}-0"
 
 
 def test_a_file_that_is_no_study_is_named(tmp_path: Path) -> None:

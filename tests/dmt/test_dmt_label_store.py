@@ -83,7 +83,7 @@ def test_a_death_while_writing_leaves_the_image_to_be_labelled_again(store, monk
     def imencode(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dmt.label_store.os.replace", replace)
+    monkeypatch.setattr("sed.data.files.os.replace", replace)
     if dying == "imencode":
         monkeypatch.setattr("dmt.label_store.cv2.imencode", imencode)
     with pytest.raises(KeyboardInterrupt):
@@ -139,7 +139,7 @@ def test_a_new_table_takes_the_old_ones_place_or_leaves_it(store, monkeypatch):
     def die(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dmt.label_store.os.replace", die)
+    monkeypatch.setattr("sed.data.files.os.replace", die)
     with pytest.raises(KeyboardInterrupt):
         store.write_table(["d"], np.array([7]), np.array([8]))
     assert store.read_table()[0] == ["c"]

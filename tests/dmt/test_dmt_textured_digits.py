@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import dmt.textured_digits as module
-from dmt.datasets import Sets, load_sets
+from dmt.datasets import load_sets
+from dmt.image_sets import Sets
 from dmt.textured_digits import COUNTS, make_textured_digits
 from sed.data.errors import DataError
 

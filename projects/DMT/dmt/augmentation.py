@@ -19,12 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dmt.classification_augmentation import ClassificationTest, ClassificationTrain
-from dmt.image_sets import IGNORED
+from dmt.loss import IGNORED
 from dmt.normalization import check_normalization, normalise
 from sed.data.errors import DataError
-
-__all__ = ["ClassificationTest", "ClassificationTrain", "SegmentationTest", "SegmentationTrain"]
 
 Size = tuple[int, int]
 

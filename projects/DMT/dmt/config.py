@@ -14,12 +14,11 @@ from pathlib import Path
 import yaml
 from fvcore.common.config import CfgNode
 
+from dmt import datasets, models
+from dmt.curriculum import RULES
 from dmt.loss import KINDS
 from dmt.normalization import NORMALIZATIONS
 from sed.config import ConfigError, leaves, load_config
-
-DATASETS = ("voc2012_aug", "voc2012_1464", "cityscapes", "cifar10", "digits", "textured_digits")
-MODELS = ("deeplab_v2", "wide_resnet", "small_segmenter", "small_classifier")
 
 
 def get_cfg() -> CfgNode:
@@ -106,13 +105,13 @@ def get_cfg() -> CfgNode:
 
 
 CHOICES = {
-    "DATASETS.NAME": DATASETS,
+    "DATASETS.NAME": datasets.NAMES,
     "SPLIT.SELECT": ("last", "valtiny", "tune", "test"),
-    "MODEL.NAME": MODELS,
-    "MODEL.DEPTH": (50, 101),
+    "MODEL.NAME": models.NAMES,
+    "MODEL.DEPTH": models.DEPTHS,
     "MODEL.DEVICE": ("auto", "cuda", "cpu"),
     "INPUT.OPERATIONS": ("scaled", "authors", "none"),
-    "METHOD.RULE": ("exact", "authors"),
+    "METHOD.RULE": RULES,
     "METHOD.WEIGHT": KINDS,
     "SOLVER.SCHEDULE": ("poly", "cosine"),
     "SOLVER.AMP.DTYPE": ("bfloat16", "float16"),

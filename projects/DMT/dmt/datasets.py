@@ -24,13 +24,12 @@ import numpy as np
 from torchvision.datasets import CIFAR10, Cityscapes, SBDataset, VOCSegmentation
 from torchvision.datasets.utils import check_integrity
 
-from dmt.image_sets import IGNORED, ImageArray, ImageSet, Sets, image_files, read_png, stem
+from dmt.image_sets import ImageArray, Sets, image_files, read_png, stem
+from dmt.loss import IGNORED
 from dmt.textured_digits import CLASSES as TEXTURED_CLASSES
 from dmt.textured_digits import COUNTS, make_textured_digits
 from sed.data.errors import DataError
 from sed.data.voc import CLASSES as VOC_CLASSES
-
-__all__ = ["NAMES", "ImageSet", "Sets", "load_sets"]
 
 log = logging.getLogger("sed.dmt")
 

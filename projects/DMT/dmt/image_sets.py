@@ -14,9 +14,8 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from dmt.loss import IGNORED
 from sed.data.errors import DataError
-
-IGNORED = 255  # the label of a pixel that counts nowhere
 
 
 class ImageSet(Protocol):

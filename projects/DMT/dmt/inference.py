@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from dmt.classification_augmentation import ClassificationTest
 from dmt.curriculum import Ranking, predict
 from dmt.image_sets import ImageSet
 from dmt.label_store import LabelStore
-from dmt.loading import test_batches
+from dmt.loading import TestPart, test_batches
 from dmt.metrics import ClassificationScore, confusion, mean_iou
 from sed.engine.launch import rank, world_size
 from sed.engine.solver import Precision
@@ -53,15 +54,15 @@ class Inference:
     num_workers: int = 0
 
     @torch.inference_mode()
-    def run(
+    def parts(
         self,
         model: nn.Module,
         images: ImageSet,
         indices: Sequence[int],
         what: str = "",
         known: Callable[[int], bool] = lambda index: False,
-    ) -> Iterator[tuple[int, Tensor]]:
-        """This process's images as (index, logits [C, H, W] at the file's size, or [C]), float32.
+    ) -> Iterator[tuple[TestPart, Tensor]]:
+        """This process's images, batch by batch, each with its logits [B, C, h, w] or [B, C], float32.
 
         Args:
             model: put into eval mode, and back afterwards.
@@ -80,11 +81,15 @@ class Inference:
             quiet = not what or rank() != 0 or not sys.stdout.isatty()
             for batch in tqdm(shown, total=len(batches), desc=what, disable=quiet, file=sys.stdout, leave=False):
                 for part in batch:
-                    answers = self._forward(model, part.pixels)
-                    for index, size, logits in zip(part.indices, part.sizes, answers, strict=True):
-                        yield index, self._restore(logits, size)
+                    yield part, self._forward(model, part.pixels)
         finally:
             model.train(was_training)
+
+    def masks(self, *args: Any, **options: Any) -> Iterator[tuple[int, Tensor]]:
+        """The images of `parts` (same arguments) one by one: index and logits [C, H, W] at the size of its file."""
+        for part, answers in self.parts(*args, **options):
+            for index, size, logits in zip(part.indices, part.sizes, answers, strict=True):
+                yield index, self._restore(logits, size)
 
     @torch.inference_mode()
     def ask(self, model: nn.Module, image: np.ndarray) -> Tensor:
@@ -110,7 +115,7 @@ class Inference:
         classes = len(images.classes)
         if isinstance(self.transform, SegmentationTest):
             matrix = torch.zeros(classes, classes, dtype=torch.int64, device=self.device)
-            for index, logits in self.run(model, images, indices, what):
+            for index, logits in self.masks(model, images, indices, what):
                 truth = torch.from_numpy(images.target(index)).to(self.device)
                 matrix += confusion(truth, logits.argmax(0), classes)
             _sum_over_processes(matrix)
@@ -119,13 +124,13 @@ class Inference:
             scores = {f"IoU/{name}": 100 * value for name, value in known if not math.isnan(value)}
             return {"score": 100 * float(mean), "mIoU": 100 * float(mean), **scores}
         counts = ClassificationScore()
-        for index, logits in self.run(model, images, indices, what):
-            counts.add(logits[None].softmax(1).cpu(), torch.tensor([images.target(index)]))
+        for part, logits in self.parts(model, images, indices, what):
+            counts.add(logits.softmax(1).cpu(), torch.tensor([images.target(index) for index in part.indices]))
         sums = torch.tensor([counts.images, counts.right, counts.confidence], dtype=torch.float64)
         _sum_over_processes(sums)
-        total, right, confidence = sums.tolist()
-        accuracy = 100 * right / max(total, 1)
-        return {"score": accuracy, "accuracy": accuracy, "fine_grained": 100 * confidence / max(total, 1)}
+        counts.images, counts.right, counts.confidence = sums.tolist()
+        accuracy, fine_grained = 100 * counts.accuracy, 100 * counts.fine_grained
+        return {"score": accuracy, "accuracy": accuracy, "fine_grained": fine_grained}
 
     # ------------------------------------------------------------------------------------------ pseudo-labels
     def label(
@@ -155,7 +160,7 @@ class Inference:
         written = set()
         with ThreadPoolExecutor(WRITERS) as pool:  # PNGs are packed beside the next pass
             writes: deque[Future] = deque()
-            for index, logits in self.run(model, images, indices, what, lambda index: keys[index] in store):
+            for index, logits in self.masks(model, images, indices, what, lambda index: keys[index] in store):
                 labels, codes = predict(logits[None], thresholds)
                 labels, codes = labels[0].cpu().numpy(), codes[0].cpu().numpy().astype(np.uint16)
                 writes.append(pool.submit(store.write, keys[index], labels, codes))
@@ -176,9 +181,9 @@ class Inference:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Labels [N] uint8 and codes [N] uint16 of whole images, in the order of `indices`; in every process all."""
         mine: dict[int, tuple[int, int]] = {}
-        for index, logits in self.run(model, images, indices, what):
-            label, code = predict(logits[None])
-            mine[index] = (int(label), int(code))
+        for part, logits in self.parts(model, images, indices, what):
+            labels, codes = (found.tolist() for found in predict(logits))
+            mine.update(zip(part.indices, zip(labels, codes, strict=True), strict=True))
         if world_size() > 1:
             parts: list[dict[int, tuple[int, int]]] = [{}] * world_size()
             dist.all_gather_object(parts, mine)

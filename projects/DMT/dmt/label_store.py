@@ -10,7 +10,7 @@ Shape shorthand: N images, H and W of an image.
 
 from __future__ import annotations
 
-import os
+import io
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 
 from sed.data.errors import DataError
+from sed.data.files import save_bytes
 
 TABLE = "labels.npz"
 
@@ -41,8 +42,10 @@ class LabelStore:
                 f"pseudo-labels of {key}: expected labels uint8 and codes uint16 of one shape [H, W], "
                 f"got {labels.dtype} {labels.shape} and {codes.dtype} {codes.shape}"
             )
-        for path, pixels in zip(self._paths(key), (labels, codes), strict=True):
-            _replace(path, cv2.imencode(".png", np.ascontiguousarray(pixels))[1].tobytes())
+        paths = self._paths(key)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for path, pixels in zip(paths, (labels, codes), strict=True):
+            save_bytes(cv2.imencode(".png", np.ascontiguousarray(pixels))[1].tobytes(), path)
 
     def read(self, key: str) -> tuple[np.ndarray, np.ndarray]:
         """Labels [H, W] uint8 and codes [H, W] uint16 of an image.
@@ -75,12 +78,11 @@ class LabelStore:
         for name, values, limit in (("labels", labels, 255), ("codes", codes, 65535)):
             if len(values) and not 0 <= values.min() <= values.max() <= limit:
                 raise DataError(f"pseudo-labels of {self.folder}: {name} go from {values.min()} to {values.max()}")
-        temporary = self._make(TABLE)
-        with open(temporary, "wb") as stream:
-            np.savez_compressed(
-                stream, keys=np.array(keys, np.str_), labels=labels.astype(np.uint8), codes=codes.astype(np.uint16)
-            )
-        os.replace(temporary, self.folder / TABLE)
+        content = io.BytesIO()
+        arrays = {"labels": labels.astype(np.uint8), "codes": codes.astype(np.uint16)}
+        np.savez_compressed(content, keys=np.array(keys, np.str_), **arrays)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        save_bytes(content.getvalue(), self.folder / TABLE)
 
     def read_table(self) -> tuple[list[str], np.ndarray, np.ndarray]:
         """Keys, labels [N] uint8 and codes [N] uint16, in the order in which they were written.
@@ -104,19 +106,6 @@ class LabelStore:
                 f'pseudo-labels: {key!r} is no file name (no "/", no "." at the start, no ".conf" at the end)'
             )
         return self.folder / f"{key}.png", self.folder / f"{key}.conf.png"
-
-    def _make(self, name: str) -> Path:
-        """A hidden path beside `name`, for its content while it is written; the folder exists then."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        return self.folder / f".{name}.{os.getpid()}.tmp"
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file such that it has its old content or all of the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 def _read_png(path: Path, kind: type[np.generic]) -> np.ndarray:

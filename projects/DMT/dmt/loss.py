@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-IGNORED = 255
+IGNORED = 255  # the label of a pixel that counts nowhere
 KINDS = ("three_case", "naive", "flip", "stored", "threshold")
 
 

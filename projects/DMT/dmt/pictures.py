@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from dmt.loss import IGNORED
 from sed.data.files import save_text
 from sed.evaluation.page import STYLE
 from sed.evaluation.visualize import contact_sheet, write_png
 
-IGNORED = 255
 _CELL = 200  # side of a picture on a sheet, pixels
 _COLOURS = {"A": "#3454d1", "B": "#e07a1f"}  # of the models
 

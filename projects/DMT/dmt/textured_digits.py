@@ -10,27 +10,22 @@ Shape shorthand: S = 64, an image's side.
 
 from __future__ import annotations
 
-import json
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from dmt.image_sets import IGNORED
+from dmt.loss import IGNORED
 from sed.data.digits import (
     FACE,
-    STAMP,
     background,
     draw_clutter,
     free_place,
     ink,
     ink_colour,
-    is_current,
     load_glyphs,
-    move_into_place,
+    make_set,
 )
 
 NAME = "textured_digits"
@@ -60,12 +55,8 @@ def make_textured_digits(root: str | Path, counts: dict[str, int] = COUNTS) -> P
         DataError: where a folder of that name holds something else.
     """
     stamp = {"version": VERSION, "size": SIZE, "counts": dict(counts)}
-    folder = Path(root) / NAME
-    if is_current(folder, stamp):
-        return folder
-    Path(root).mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{NAME}-", dir=root))
-    try:
+
+    def write(work: Path) -> None:
         glyphs, digits = load_glyphs()
         for number, (part, (low, high)) in enumerate(_SHARES.items()):
             own = range(int(low * len(digits)), int(high * len(digits)))
@@ -77,11 +68,8 @@ def make_textured_digits(root: str | Path, counts: dict[str, int] = COUNTS) -> P
                 name = f"{part}_{index:05d}.png"
                 cv2.imwrite(str(work / part / "images" / name), picture[:, :, ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 3])
                 cv2.imwrite(str(work / part / "masks" / name), mask)
-        (work / STAMP).write_text(json.dumps(stamp, indent=1))
-        move_into_place(work, folder, stamp)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return folder
+
+    return make_set(Path(root) / NAME, stamp, write)
 
 
 def _compose(

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from fvcore.common.param_scheduler import CosineParamScheduler, PolynomialDecayParamScheduler
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -81,8 +82,8 @@ class Recipe:
 
     def lr_at(self, step: int) -> float:
         """The learning rate of a step in 0 .. T - 1."""
-        where = step / self.steps
-        return self.lr * ((1 - where) ** 0.9 if self.schedule == "poly" else (1 + math.cos(math.pi * where)) / 2)
+        poly, cosine = PolynomialDecayParamScheduler(self.lr, 0.9), CosineParamScheduler(self.lr, 0.0)
+        return float((poly if self.schedule == "poly" else cosine)(step / self.steps))
 
     def gammas_at(self, step: int) -> dict[str, float]:
         """gamma1 and gamma2 of a step."""
