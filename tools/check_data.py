@@ -23,7 +23,7 @@ from engines import USER_ERRORS, pick
 from fvcore.common.config import CfgNode
 from tqdm import tqdm
 
-from sed.config import CLASSES_KEYS, ConfigError, leaves
+from sed.config import ConfigError, leaves
 from sed.data.catalog import load_dataset
 from sed.data.check import Report, check_data
 from sed.data.check_advice import Advice, Setup
@@ -31,6 +31,7 @@ from sed.data.check_findings import ERROR, SEVERITIES
 from sed.data.check_images import Facts, default_workers
 from sed.data.check_json import KEYS
 from sed.data.files import save_text
+from sed.defaults import CLASSES_KEYS
 from sed.evaluation.data_page import data_page, verdict
 
 SHOWN = 3  # items of one kind on the terminal

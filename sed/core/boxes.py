@@ -34,6 +34,11 @@ def giou_matrix(a: Tensor, b: Tensor) -> Tensor:
     return _ratio(inter, union) - _ratio(hull - union, hull)
 
 
+def giou(a: Tensor, b: Tensor) -> Tensor:
+    """Generalised IoU [..], in [-1, 1], of boxes a [.., 4] and b [.., 4], one with one."""
+    return giou_matrix(a[..., None, :], b[..., None, :])[..., 0, 0]
+
+
 def corners(boxes: Tensor) -> Tensor:
     """(x0, y0, x1, y1) of boxes [.., 4] given as (cx, cy, w, h)."""
     centre, half = boxes[..., :2], boxes[..., 2:] / 2

@@ -13,11 +13,19 @@ Shape shorthand: see `sed.core.structures`; t is the target's side, p the studen
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from sed.core.box_terms import PAPER, UNIT, BoxTerm, Coder
+from sed.core.divergence import (
+    bernoulli_disagreement,
+    bernoulli_kl,
+    categorical_disagreement,
+    categorical_kl,
+    probabilities,
+)
 from sed.core.reweighting import Reweight, at_least_float32
 from sed.core.structures import DenseLevel, RegionPrediction
 
@@ -30,7 +38,11 @@ class ConsistencyLoss(NamedTuple):
 
 
 def dense_consistency(
-    pairs: Sequence[tuple[DenseLevel, DenseLevel]], reweight: Reweight, symmetric: bool
+    pairs: Sequence[tuple[DenseLevel, DenseLevel]],
+    reweight: Reweight,
+    symmetric: bool,
+    box_term: BoxTerm = PAPER,
+    coder: Coder = UNIT,
 ) -> ConsistencyLoss:
     """Eq. 3 or Eq. 2 over the anchors of all levels together (METHOD 3).
 
@@ -43,6 +55,8 @@ def dense_consistency(
         reweight: how the samples of D become a scalar.
         symmetric: False: Eq. 3, no gradient to the target's side. True: Eq. 2, both directions of D and the
             gradient of the box term to both sides; one histogram serves both directions, for g is the same.
+        box_term: its form; a gate counts an anchor by its likeliest class, and the mean is over those that count.
+        coder: weights of the deltas.
 
     Raises:
         ValueError: for no pair at all, or a pair of unequal shapes.
@@ -67,13 +81,21 @@ def dense_consistency(
 
     target_deltas = torch.cat([target.deltas for target, _ in pairs], 1)  # [N, A, 4]
     deltas = torch.cat([student.deltas for _, student in pairs], 1)  # [N, A, 4]
-    squared = _squared_difference(target_deltas, deltas, symmetric)  # [N, A]
-    box = torch.where(valid, squared, 0.0).sum() / valid.sum().clamp(min=1)
+    distance = box_term.of_deltas(target_deltas, deltas, coder, symmetric)  # [N, A]
+    if box_term.gate != "none":
+        told, said = at_least_float32(target_logits).sigmoid(), at_least_float32(logits).sigmoid()
+        valid = valid & box_term.counted(told, said, symmetric).any(-1)
+    box = torch.where(valid, distance, 0.0).sum() / valid.sum().clamp(min=1)
     return ConsistencyLoss(cls, box)
 
 
 def region_consistency(
-    target: RegionPrediction, student: RegionPrediction, reweight: Reweight, symmetric: bool
+    target: RegionPrediction,
+    student: RegionPrediction,
+    reweight: Reweight,
+    symmetric: bool,
+    box_term: BoxTerm = PAPER,
+    coder: Coder = UNIT,
 ) -> ConsistencyLoss:
     """Eq. 3 or Eq. 2 over the regions of the whole batch (METHOD 4).
 
@@ -87,6 +109,8 @@ def region_consistency(
         student: the same R regions.
         reweight: how the samples of D become a scalar.
         symmetric: as for `dense_consistency`.
+        box_term: its form; with a gate the weights are 0 or 1 and the mean is over those that count.
+        coder: weights of the deltas.
 
     Returns:
         The loss, 0 and differentiable where R = 0.
@@ -106,88 +130,16 @@ def region_consistency(
     g = categorical_disagreement(target.logits, student.logits)  # [R]
     cls = reweight(kl, g, torch.ones_like(kl, dtype=torch.bool))
 
-    squared = _squared_difference(target.deltas, student.deltas, symmetric)  # [R, K] or [R, 1]
+    distance = box_term.of_deltas(target.deltas, student.deltas, coder, symmetric)  # [R, K] or [R, 1]
     with torch.no_grad():
-        weights = _softmax(target.logits)
-        if symmetric:
-            weights = (weights + _softmax(student.logits)) / 2
-        weights = weights[:, :-1]  # [R, K], background is the last
-        if squared.shape[1] == 1:
+        told, said = (probabilities(side.logits)[:, :-1] for side in (target, student))  # [R, K], background is last
+        if box_term.gate == "none":
+            weights = (told + said) / 2 if symmetric else told
+            count = torch.tensor(max(len(weights), 1))
+        else:
+            weights = box_term.counted(told, said, symmetric).to(told.dtype)
+            count = weights.sum().clamp(min=1)
+        if distance.shape[1] == 1:
             weights = weights.sum(1, keepdim=True)  # [R, 1], foreground
-    box = (weights * squared).sum() / max(squared.shape[0], 1)
+    box = (weights * distance).sum() / count
     return ConsistencyLoss(cls, box)
-
-
-def bernoulli_kl(target_logits: Tensor, logits: Tensor) -> Tensor:
-    """KL([t, 1 - t] || [p, 1 - p]) of sigmoid logits, elementwise; gradient p - t, to `logits` only."""
-    kl: Tensor = _BernoulliKL.apply(at_least_float32(target_logits.detach()), at_least_float32(logits))
-    return kl
-
-
-def categorical_kl(target_logits: Tensor, logits: Tensor) -> Tensor:
-    """KL(t || p) [..] of softmax logits [.., K + 1]; gradient p - t, to `logits` only."""
-    kl: Tensor = _CategoricalKL.apply(at_least_float32(target_logits.detach()), at_least_float32(logits))
-    return kl
-
-
-@torch.no_grad()
-def bernoulli_disagreement(target_logits: Tensor, logits: Tensor) -> Tensor:
-    """The g of METHOD 6 for sigmoid logits, elementwise: |p - t| in [0, 1], no gradient."""
-    return (at_least_float32(logits).sigmoid() - at_least_float32(target_logits).sigmoid()).abs_()
-
-
-@torch.no_grad()
-def categorical_disagreement(target_logits: Tensor, logits: Tensor) -> Tensor:
-    """The g of METHOD 6 for softmax logits [.., K + 1]: 1/2 sum_c |p_c - t_c| in [0, 1], no gradient."""
-    return (_softmax(logits) - _softmax(target_logits)).abs_().sum(-1) / 2
-
-
-def _squared_difference(target: Tensor, student: Tensor, symmetric: bool) -> Tensor:
-    target = at_least_float32(target if symmetric else target.detach())
-    return (target - at_least_float32(student)).square().sum(-1)  # [.., 4] -> [..]
-
-
-def _softmax(logits: Tensor) -> Tensor:
-    return at_least_float32(logits).softmax(-1)
-
-
-# D with its gradient written out: autograd would keep five tensors of the logits' size where p - t is all it
-# needs, and its rounded gradient of two equal predictions would not be exactly 0.
-
-
-class _BernoulliKL(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, target: Tensor, logits: Tensor) -> Tensor:
-        t = target.sigmoid()
-        ctx.save_for_backward(logits.sigmoid() - t)
-        # KL = t log(t / p) + (1 - t) log((1 - t) / (1 - p)), and with l(x) = log(1 + exp(-|x|))
-        # logsigmoid(x) = min(x, 0) - l(x), logsigmoid(-x) = -max(x, 0) - l(x): no large terms that cancel
-        kl = _log1p_exp(logits) - _log1p_exp(target)
-        kl.addcmul_(t, target.clamp(max=0) - logits.clamp(max=0))
-        return kl.addcmul_((-target).sigmoid_(), logits.clamp(min=0) - target.clamp(min=0))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[None, Tensor]:
-        (difference,) = ctx.saved_tensors  # p - t
-        return None, grads[0] * difference
-
-
-class _CategoricalKL(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, target: Tensor, logits: Tensor) -> Tensor:
-        t = target.softmax(-1)
-        ctx.save_for_backward(logits.softmax(-1) - t)
-        return (t * (target.log_softmax(-1) - logits.log_softmax(-1))).sum(-1)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[None, Tensor]:
-        (difference,) = ctx.saved_tensors  # p - t
-        return None, grads[0].unsqueeze(-1) * difference
-
-
-def _log1p_exp(x: Tensor) -> Tensor:
-    """Log(1 + exp(-|x|)) to full precision (Kahan's log1p: torch's own takes 5 x as long on a CPU)."""
-    small = x.abs().neg_().exp_()
-    one = small + 1
-    rest = one - 1  # what of `small` has survived the addition
-    return torch.where(rest == 0, small, one.log_().mul_(small).div_(rest))

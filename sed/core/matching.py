@@ -19,14 +19,10 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from sed.core.box_terms import PAPER, BoxTerm
 from sed.core.boxes import corners, giou_matrix
-from sed.core.consistency import (
-    ConsistencyLoss,
-    bernoulli_disagreement,
-    bernoulli_kl,
-    categorical_disagreement,
-    categorical_kl,
-)
+from sed.core.consistency import ConsistencyLoss
+from sed.core.divergence import bernoulli_disagreement, bernoulli_kl, categorical_disagreement, categorical_kl
 from sed.core.reweighting import Reweight, at_least_float32
 from sed.core.structures import QueryPrediction
 
@@ -82,7 +78,12 @@ def match_views(pairs: Sequence[QueryPair], iou_weight: float = 1.0) -> list[Ten
 
 
 def query_consistency(
-    target: QueryPrediction, student: QueryPrediction, partners: Tensor, reweight: Reweight, symmetric: bool
+    target: QueryPrediction,
+    student: QueryPrediction,
+    partners: Tensor,
+    reweight: Reweight,
+    symmetric: bool,
+    box_term: BoxTerm = PAPER,
 ) -> ConsistencyLoss:
     """Eq. 3 or Eq. 2 over the matched queries of all images (METHOD 5).
 
@@ -95,6 +96,7 @@ def query_consistency(
         partners: [N, Q] of `match_views`, target to student.
         reweight: how the samples of D become a scalar.
         symmetric: as for `sed.core.consistency.dense_consistency`.
+        box_term: its form; a gate counts a query by its likeliest class, and the mean is over those that count.
 
     Raises:
         ValueError: for views of unequal shapes.
@@ -109,9 +111,14 @@ def query_consistency(
     if symmetric:
         kl = kl + divergence(logits, target.logits)
     cls = reweight(kl, disagreement(target.logits, logits), torch.ones_like(kl, dtype=torch.bool))
-    own = at_least_float32(target.boxes if symmetric else target.boxes.detach())
-    box = (own - at_least_float32(boxes)).square().sum(-1)  # [N, Q]
-    return ConsistencyLoss(cls, box.sum() / max(box.numel(), 1))
+    distance = box_term.of_boxes(target.boxes, boxes, symmetric)  # [N, Q]
+    if box_term.gate == "none":
+        return ConsistencyLoss(cls, distance.sum() / max(distance.numel(), 1))
+    with torch.no_grad():
+        told, said = (_probabilities(side, target.softmax) for side in (target.logits, logits))
+        foreground = slice(-1) if target.softmax else slice(None)
+        counted = box_term.counted(told[..., foreground], said[..., foreground], symmetric).any(-1)
+    return ConsistencyLoss(cls, torch.where(counted, distance, 0.0).sum() / counted.sum().clamp(min=1))
 
 
 def _js(one: Tensor, other: Tensor, softmax: bool) -> Tensor:

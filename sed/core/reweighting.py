@@ -19,7 +19,7 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 Reweight = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -28,15 +28,23 @@ LANES = 4096  # columns that share the counting, see `_count`
 
 
 def make_reweight(
-    kind: str, *, bins: int, ohem_fraction: float, focal_gamma: float, over_processes: bool = False
+    kind: str,
+    *,
+    bins: int,
+    ohem_fraction: float,
+    focal_gamma: float,
+    over_processes: bool = False,
+    momentum: float = 0.0,
 ) -> Reweight:
     """The `Reweight` of a name: "histogram" (Eq. 5), "none" (plain mean), "ohem" or "focal".
+
+    With momentum > 0 a histogram is a module with a state of its own: make one a term.
 
     Raises:
         ValueError: for another name or a parameter out of its range.
     """
     if kind == "histogram":
-        return histogram(bins, over_processes)
+        return RunningHistogram(bins, momentum, over_processes) if momentum else histogram(bins, over_processes)
     if kind == "none":
         return mean()
     if kind == "ohem":
@@ -63,19 +71,47 @@ def histogram(bins: int, over_processes: bool = False) -> Reweight:
 
     def reweight(kl: Tensor, g: Tensor, mask: Tensor) -> Tensor:
         with torch.no_grad():
-            # clamped on both sides: a NaN turns into an index too, and must not become one out of range
-            index = (at_least_float32(g) * bins).long().clamp_(0, bins - 1)
-            index = torch.where(mask, index, bins)  # one more bin for those that do not count
-            counts = _count(index, bins + 1)  # [M + 1]
-            processes = 1
-            if over_processes and dist.is_initialized():
-                dist.all_reduce(counts)
-                processes = dist.get_world_size()
+            index, counts, processes = _bins_of(g, mask, bins, over_processes)
             share = processes / (bins * counts.clamp(min=1)).to(at_least_float32(kl).dtype)  # [M + 1], 1 / (M R_j)
             weights = share[index]
         return _masked_sum(at_least_float32(kl), weights, mask)
 
     return reweight
+
+
+class RunningHistogram(nn.Module):
+    """Eq. 5 with R_j a moving average over steps, as GHM has it (https://arxiv.org/abs/1811.05181) [D].
+
+    R_j <- momentum R_j + (1 - momentum) count_j, where the step has samples in bin j, and R_j starts as its first
+    count; a bin that is empty in a step keeps its R_j, as in GHM's own code.
+
+    Args:
+        bins: M >= 1.
+        momentum: in [0, 1); 0 is `histogram`.
+        over_processes: as there. Without it each process keeps its own.
+    """
+
+    counts: Tensor
+
+    def __init__(self, bins: int, momentum: float, over_processes: bool = False) -> None:
+        super().__init__()
+        if bins < 1 or not 0.0 <= momentum < 1.0:
+            raise ValueError(
+                f"histogram re-weighting: expected bins (M) >= 1 and a momentum in [0, 1), got {bins} and {momentum}"
+            )
+        self.bins, self.momentum, self.over_processes = bins, momentum, over_processes
+        self.register_buffer("counts", torch.zeros(bins + 1))  # the last: what does not count
+
+    def forward(self, kl: Tensor, g: Tensor, mask: Tensor) -> Tensor:
+        """See the module."""
+        with torch.no_grad():
+            index, counts, processes = _bins_of(g, mask, self.bins, self.over_processes)
+            now = counts.to(self.counts.dtype)
+            mixed = torch.where(self.counts > 0, torch.lerp(now, self.counts, self.momentum), now)
+            self.counts.copy_(torch.where(now > 0, mixed, self.counts))
+            share = processes / (self.bins * self.counts.clamp(min=1e-6)).to(at_least_float32(kl).dtype)
+            weights = share[index]
+        return _masked_sum(at_least_float32(kl), weights, mask)
 
 
 def mean() -> Reweight:
@@ -132,6 +168,18 @@ def _masked_sum(values: Tensor, weights: Tensor | None, mask: Tensor) -> Tensor:
     """Sum of values x weights where mask; what does not count may be anything, also NaN, in value."""
     weighted = values if weights is None else values * weights
     return torch.where(mask, weighted, 0.0).sum()
+
+
+def _bins_of(g: Tensor, mask: Tensor, bins: int, over_processes: bool) -> tuple[Tensor, Tensor, int]:
+    """The bin of each sample, M for those that do not count; samples a bin [M + 1]; how many processes they are of."""
+    # clamped on both sides: a NaN turns into an index too, and must not become one out of range
+    index = (at_least_float32(g) * bins).long().clamp_(0, bins - 1)
+    index = torch.where(mask, index, bins)
+    counts = _count(index, bins + 1)
+    if over_processes and dist.is_initialized():
+        dist.all_reduce(counts)
+        return index, counts, dist.get_world_size()
+    return index, counts, 1
 
 
 def _count(index: Tensor, bins: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Configs on Detectron2: our keys beside its own, and our YAML files with the same meaning as on the native engine.
 
     cfg = get_cfg(); add_sed_config(cfg); cfg.merge_from_file(...)     as in any Detectron2 project: its own defaults
-    cfg = load_config("configs/coco_10.yaml", ["SEED", "1"])           our files: our defaults (sed/config.py)
+    cfg = load_config("configs/coco_10.yaml", ["SEED", "1"])           our files: our defaults (sed.defaults)
 
 A file of ours may also start from a config of Detectron2's model zoo, and then has Detectron2's defaults:
 
@@ -21,7 +21,8 @@ from detectron2.config import CfgNode
 from detectron2.config import get_cfg as detectron2_cfg
 from detectron2.modeling import META_ARCH_REGISTRY
 
-from sed import config as ours
+from sed import config
+from sed import defaults as ours
 from sed.config import ZOO, ConfigError, leaves
 from sed.data.files import read
 from sed.data.scaling import describe, scaling
@@ -63,7 +64,7 @@ ANCHORS = ("MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS
 
 
 def add_sed_config(cfg: CfgNode) -> None:
-    """Add every key of `sed.config` that Detectron2 does not have, with its default; change nothing else."""
+    """Add every key of `sed.defaults` that Detectron2 does not have, with its default; change nothing else."""
     known = dict(leaves(cfg))
     for key, value in leaves(ours.get_cfg()):
         if key not in known:
@@ -80,12 +81,12 @@ def load_config(path: str | Path | None = None, overrides: list[str] | tuple[str
     Raises:
         ConfigError: as `sed.config.load_config`; also for what Detectron2 cannot do.
     """
-    base, layers = ours.read_layers(path)
+    base, layers = config.read_layers(path)
     cfg = _zoo_defaults(base) if base else _own_defaults()
     stock = dict(leaves(detectron2_cfg()))
     choices = {key: values for key, values in ours.CHOICES.items() if key not in stock}
     choices["SOLVER.CLIP_GRADIENTS.CLIP_TYPE"] = ours.CHOICES["SOLVER.CLIP_GRADIENTS.CLIP_TYPE"]
-    ours.load_config(path, overrides, defaults=cfg, choices=choices)
+    config.load_config(path, overrides, defaults=cfg, choices=choices)
     _resolve(cfg, from_zoo=bool(base))
     _adopt(cfg, {key for _, values in layers for key, _ in leaves(values)} | set(overrides[::2]))
     return cfg

@@ -29,13 +29,14 @@ from sed.evaluation.pictures import Painter
 from sed.evaluation.visualize import PALETTE
 
 
-def load_detector(cfg: CfgNode, weights: str) -> Detector:
+def load_detector(cfg: CfgNode, weights: str, which: str = "teacher") -> Detector:
     """The config's detector with trained weights, in eval mode, on MODEL.DEVICE.
 
     Args:
         cfg: from `load_config`.
         weights: a Detectron2 file (local, or an address such as detectron2://...), an exported one, or a full
-            checkpoint (its teacher); "" is OUTPUT_DIR's model_best.pth, or model_final.pth where there is no best one.
+            checkpoint; "" is OUTPUT_DIR's model_best.pth, or model_final.pth where there is no best one.
+        which: "teacher" or "student" of a full checkpoint.
 
     Raises:
         CheckpointError: a file that cannot be read.
@@ -44,7 +45,7 @@ def load_detector(cfg: CfgNode, weights: str) -> Detector:
     """
     weights = weights or trained_weights(cfg.OUTPUT_DIR)
     detector = build_model(cfg)
-    load_weights(detector, weights, cfg)
+    load_weights(detector, weights, cfg, which)
     return detector.eval()
 
 

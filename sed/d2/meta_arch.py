@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, RetinaNet
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, RetinaNet, detector_postprocess
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import CascadeROIHeads, Res5ROIHeads, RROIHeads, StandardROIHeads
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor, nn
 
@@ -32,6 +32,7 @@ from sed.core.structures import (
     Images,
     LabeledBatch,
     RegionPrediction,
+    Targets,
 )
 from sed.core.views import valid_anchors
 from sed.detectors.base import Detector, Features, normalize
@@ -133,12 +134,23 @@ class ScaleConsistentRCNN(Detectron2Detector, GeneralizedRCNN):
         pooler = heads.pooler if isinstance(heads, Res5ROIHeads) else heads.box_pooler
         pooler.register_forward_pre_hook(_pool_in_float32)
         self.num_classes = heads.num_classes
+        region = heads.box_predictor.box2box_transform
+        self.coders = {"dense": self.proposal_generator.box2box_transform.weights, "region": region.weights}
         self.divisor = self._divisor([*self.proposal_generator.in_features, *heads.in_features])
 
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
         """The arguments that the config describes."""
         return GeneralizedRCNN.from_config(cfg)
+
+    @torch.no_grad()
+    def detect_from(self, features: Features) -> list[Detections]:
+        """See `Detector.detect_from`: the stock inference after its backbone."""
+        images = _image_list(features)
+        proposals, _ = self.proposal_generator(images, features.maps, None)
+        found, _ = self.roi_heads(images, features.maps, proposals, None)
+        results = [detector_postprocess(row, *row.image_size) for row in found]  # drops what has no extent
+        return [Detections(r.pred_boxes.tensor, r.scores, r.pred_classes) for r in results]
 
     def dense(self, features: Features) -> DensePrediction:
         """See `Detector.dense`: the RPN, C = 1."""
@@ -156,6 +168,18 @@ class ScaleConsistentRCNN(Detectron2Detector, GeneralizedRCNN):
         deltas = [level.deltas.float() for level in dense.levels]
         proposals = rpn.predict_proposals(anchors, logits, deltas, list(features.images.sizes))
         return [p.proposal_boxes.tensor[:limit] for p in proposals]
+
+    def proposal_losses(self, features: Features, targets: Sequence[Targets]) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """See `Detector.proposal_losses`."""
+        found = [
+            Instances(size, gt_boxes=Boxes(t.boxes), gt_classes=t.classes)
+            for size, t in zip(features.images.sizes, targets, strict=True)
+        ]
+        with _storage():
+            proposals, losses = self.proposal_generator(_image_list(features), features.maps, found)
+            sampled = self.roi_heads.label_and_sample_proposals(proposals, found)
+        regions = [p.proposal_boxes.tensor for p in sampled]
+        return {self.loss_names[name]: loss for name, loss in losses.items()}, regions
 
     def regions(self, features: Features, proposals: Sequence[Tensor]) -> RegionPrediction:
         """See `Detector.regions`."""
@@ -184,6 +208,7 @@ class ScaleConsistentRetinaNet(Detectron2Detector, RetinaNet):
         """As `RetinaNet`; also from a config."""
         super().__init__(**kwargs)
         self.divisor = self._divisor(self.head_in_features)
+        self.coders = {"dense": self.box2box_transform.weights}
 
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
@@ -225,6 +250,10 @@ def _pool_in_float32(_pooler: nn.Module, inputs: tuple[list[Tensor], list[Boxes]
     """Detectron2 rounds the boxes to the maps' dtype: under autocast by up to 4 pixels (bfloat16, 1000 pixels)."""
     maps, boxes = inputs
     return [values.float() for values in maps], boxes
+
+
+def _image_list(features: Features) -> ImageList:
+    return ImageList(features.images.tensor, list(features.images.sizes))
 
 
 def _to_rows(values: Tensor, width: int) -> Tensor:

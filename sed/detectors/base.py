@@ -16,14 +16,16 @@ Shape shorthand: see `sed.core.structures`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from sed.core.box_terms import UNIT, Coder
 from sed.core.structures import (
     DensePrediction,
     Detections,
@@ -31,6 +33,7 @@ from sed.core.structures import (
     LabeledBatch,
     QueryPrediction,
     RegionPrediction,
+    Targets,
 )
 
 Head = Literal["dense", "region", "query"]
@@ -78,11 +81,13 @@ class Detector(nn.Module, ABC):
         heads: which of {"dense", "region", "query"} this detector answers for.
         num_classes: K.
         divisor: the largest stride; `encode` needs sides that it divides (use `Images.pad_to_multiple`).
+        coders: of the dense and the region head, the weights of its deltas (dx, dy, log w, log h).
     """
 
     heads: frozenset[Head]
     num_classes: int
     divisor: int
+    coders: Mapping[Head, Coder] = MappingProxyType({"dense": UNIT, "region": UNIT})
 
     @abstractmethod
     def supervised_losses(self, batch: LabeledBatch) -> dict[str, Tensor]:
@@ -106,6 +111,23 @@ class Detector(nn.Module, ABC):
 
     def propose(self, features: Features, dense: DensePrediction, limit: int) -> list[Tensor]:
         """The best `limit` proposals of each image after NMS, best first: N tensors [P_i, 4], no gradient."""
+        raise self._no_head("region")
+
+    def detect_from(self, features: Features) -> list[Detections]:
+        """`detect` of a two-stage detector without its backbone, where `encode` has been called already."""
+        raise self._no_head("region")
+
+    def proposal_losses(self, features: Features, targets: Sequence[Targets]) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """The first half of a two-stage detector's own training step (in train mode).
+
+        Args:
+            features: of N images.
+            targets: of these images.
+
+        Returns:
+            The stock losses of the dense head, "dense_cls" and "dense_box"; and the regions that the stock region head
+            would be trained on, drawn as ever: N tensors [P_i, 4], no gradient.
+        """
         raise self._no_head("region")
 
     def regions(self, features: Features, proposals: Sequence[Tensor]) -> RegionPrediction:

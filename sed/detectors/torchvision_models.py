@@ -113,6 +113,7 @@ class TorchvisionRCNN(TorchvisionDetector):
             raise TypeError(f"{type(model).__name__}: mask and keypoint heads are not supported, only boxes")
         super().__init__(model, divisor)
         self.num_classes = model.roi_heads.box_predictor.cls_score.out_features - 1
+        self.coders = {"dense": model.rpn.box_coder.weights, "region": model.roi_heads.box_coder.weights}
 
     def _anchor_generator(self) -> nn.Module:
         return self.model.rpn.anchor_generator
@@ -164,6 +165,13 @@ class TorchvisionRCNN(TorchvisionDetector):
         proposals, _ = rpn.filter_proposals(boxes, logits.float(), list(features.images.sizes), per_level)
         return [p[:limit] for p in proposals]
 
+    def proposal_losses(self, features: Features, targets: Sequence[Targets]) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """See `Detector.proposal_losses`."""
+        told = _targets(targets)
+        proposals, rpn = self.model.rpn(self._image_list(features), features.maps, told)
+        regions, *_ = self.model.roi_heads.select_training_samples(proposals, told)
+        return {"dense_cls": rpn["loss_objectness"], "dense_box": rpn["loss_rpn_box_reg"]}, regions
+
     def regions(self, features: Features, proposals: Sequence[Tensor]) -> RegionPrediction:
         """See `Detector.regions`."""
         heads = self.model.roi_heads
@@ -178,7 +186,11 @@ class TorchvisionRCNN(TorchvisionDetector):
     @torch.no_grad()
     def detect(self, images: Images) -> list[Detections]:
         """See `Detector.detect`."""
-        features = self.encode(images.pad_to_multiple(self.divisor))
+        return self.detect_from(self.encode(images.pad_to_multiple(self.divisor)))
+
+    @torch.no_grad()
+    def detect_from(self, features: Features) -> list[Detections]:
+        """See `Detector.detect_from`."""
         proposals, _ = self.model.rpn(self._image_list(features), features.maps)
         results, _ = self.model.roi_heads(features.maps, proposals, list(features.images.sizes))
         return _detections(results)
@@ -195,6 +207,7 @@ class TorchvisionRetinaNet(TorchvisionDetector):
     def __init__(self, model: RetinaNet, divisor: int | None = None) -> None:
         super().__init__(model, divisor)
         self.num_classes = model.head.classification_head.num_classes - 1
+        self.coders = {"dense": model.head.regression_head.box_coder.weights}
 
     def supervised_losses(self, batch: LabeledBatch) -> dict[str, Tensor]:
         """See `Detector.supervised_losses`."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from fvcore.common.config import CfgNode
 
-from sed.config import CLASSES_KEYS, ConfigError, leaves
+from sed.config import ConfigError, leaves
 from sed.core.structures import Images
 from sed.data.augmentation import StrongAugmentation
 from sed.data.catalog import Dataset, Record, load_datasets
@@ -19,6 +19,7 @@ from sed.data.geometry import build_geometric, tell_dropped
 from sed.data.loaders import Stream, collate_labeled, collate_unlabeled, test_loader
 from sed.data.mapper import LABELED, UNLABELED, ImageInfo, Mapper
 from sed.data.partition import Split, check_num_classes, partition
+from sed.defaults import CLASSES_KEYS
 from sed.detectors.base import Detector
 from sed.detectors.build import DetectorSpec, build_detector
 from sed.detectors.detr import NotADetrError

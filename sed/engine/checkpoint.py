@@ -82,15 +82,19 @@ def check_fits(own: Mapping[str, Tensor], found: Mapping[str, Tensor], path: str
 
 
 def load_method(method: Method, full: Mapping[str, Any], path: str | Path) -> None:
-    """Student and teacher from a full checkpoint.
+    """Student and teacher from a full checkpoint, and the method's own state where the file has one.
+
+    A checkpoint of another method's burn-in has none (running histograms); then it starts anew.
 
     Raises:
         CheckpointError: for another architecture.
     """
     then, now = full.get("fingerprint", {}), fingerprint(method.student)
     what = f"{type(method.student).__name__} (made with {then}, here {now})" if then != now else "model"
-    check_fits(method.state_dict(), full["method"], path, what)
-    method.load_state_dict(full["method"])
+    own = method.state_dict()
+    found = {n: value for n, value in own.items() if not n.startswith(("student.", "teacher."))} | full["method"]
+    check_fits(own, found, path, what)
+    method.load_state_dict(found)
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:

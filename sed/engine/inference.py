@@ -15,20 +15,21 @@ from sed.evaluation.files import trained_weights
 from sed.evaluation.pictures import Painter, paint_boxes
 
 
-def load_detector(cfg: CfgNode, weights: str) -> Detector:
+def load_detector(cfg: CfgNode, weights: str, which: str = "teacher") -> Detector:
     """The config's detector with trained weights, in eval mode, on MODEL.DEVICE.
 
     Args:
         cfg: MODEL and TEST are read.
         weights: as `build.trained_detector` (of a full checkpoint the teacher); "" is OUTPUT_DIR's model_best.pth, or
             model_final.pth where there is no best one.
+        which: "teacher" or "student" of a full checkpoint.
 
     Raises:
         CheckpointError: no such file, or one that does not fit.
         DataError: "" where OUTPUT_DIR holds neither.
     """
     device = build.resolve_device(cfg.MODEL.DEVICE)
-    return build.trained_detector(cfg, weights or trained_weights(cfg.OUTPUT_DIR)).to(device).eval()
+    return build.trained_detector(cfg, weights or trained_weights(cfg.OUTPUT_DIR), which).to(device).eval()
 
 
 def test_mapper(cfg: CfgNode) -> Mapper:

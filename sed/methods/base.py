@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from sed.core.schedules import ema_rate, ramp
@@ -77,6 +78,11 @@ def statistics_kept(model: nn.Module) -> Iterator[None]:
     finally:
         for norm in norms:
             norm.track_running_stats = True
+
+
+def full_precision(tensor: Tensor) -> AbstractContextManager[None]:
+    """Autocast off on the device of `tensor`: the teacher works in float32 (METHOD 7), and so do its boxes."""
+    return torch.autocast(tensor.device.type, enabled=False)
 
 
 class Method(nn.Module, ABC):

@@ -51,16 +51,30 @@ def method_from_keys(config: Mapping[str, Any], student: Detector) -> Method:
         lambda_scale=sed["LAMBDA_SCALE"],
         lambda_distill=sed["LAMBDA_DISTILL"],
         distill_target=sed["DISTILL_TARGET"],
+        threshold=sed["THRESHOLD"],
+        temperature=sed["TEMPERATURE"],
+        top_mass=sed["TOP_MASS"],
         scale_target=sed["SCALE_TARGET"],
         scale_source=sed["SCALE_SOURCE"],
+        small_view=sed["SMALL_VIEW"],
         max_scale=sed["MAX_SCALE"],
         regions_per_view=sed["REGIONS_PER_VIEW"],
         lambda_iou=sed["LAMBDA_IOU"],
+        box_weight=sed["BOX"]["WEIGHT"],
+        box_kind=sed["BOX"]["KIND"],
+        box_gate=sed["BOX"]["GATE"],
         reweight=sed["REWEIGHT"]["KIND"],
+        reweight_scale=sed["REWEIGHT"]["SCALE_TERM"],
         bins=sed["REWEIGHT"]["BINS"],
+        momentum=sed["REWEIGHT"]["MOMENTUM"],
         over_processes=sed["REWEIGHT"]["OVER_PROCESSES"],
         ohem_fraction=sed["REWEIGHT"]["OHEM_FRACTION"],
         focal_gamma=sed["REWEIGHT"]["FOCAL_GAMMA"],
     )
-    labels = PseudoLabelOptions(threshold=pseudo["THRESHOLD"], weight=pseudo["WEIGHT"], box_loss=pseudo["BOX_LOSS"])
+    labels = PseudoLabelOptions(
+        threshold=pseudo["THRESHOLD"],
+        weight=pseudo["WEIGHT"],
+        box_loss=pseudo["BOX_LOSS"],
+        half_size=pseudo["HALF_SIZE"],
+    )
     return build_method(semi["METHOD"], student, schedule, options, labels)

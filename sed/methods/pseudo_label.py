@@ -3,7 +3,8 @@
 The teacher detects on the weak view; what it is sure of becomes ground truth for the student on the strong view, with
 the detector's own losses. As there, boxes are not trained on pseudo-labels. Named deviations, so that every method
 here runs under equal conditions: cross-entropy instead of focal loss in the region head, this project's teacher
-schedule (METHOD 7) and one view a labelled image instead of two.
+schedule (METHOD 7) and one view a labelled image instead of two. The half-size view (METHOD 11: the rival to beat) is
+an option: the same pseudo-labels, halved, on the weak view at half its size, with the same losses and weight.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sed.core.structures import Images, LabeledBatch, Targets, UnlabeledBatch
+from sed.core.structures import LabeledBatch, UnlabeledBatch
+from sed.core.views import downscale
 from sed.detectors.base import Detector
-from sed.methods.base import Method, Schedule, statistics_kept
+from sed.methods.base import Method, Schedule, full_precision, statistics_kept
+from sed.methods.labels import halved, sure_labels
 
 
 @dataclass(frozen=True)
@@ -26,11 +29,13 @@ class PseudoLabelOptions:
         threshold: least score, in [0, 1], of a detection that becomes a label.
         weight: on the unsupervised losses, beside n_u / n_s.
         box_loss: whether pseudo-labels also train the boxes.
+        half_size: whether the pseudo-labels also train the half-size view.
     """
 
     threshold: float = 0.7
     weight: float = 4.0
     box_loss: bool = False
+    half_size: bool = False
 
 
 class PseudoLabel(Method):
@@ -45,21 +50,17 @@ class PseudoLabel(Method):
         losses = self.supervised(labeled)
         if unlabeled is None:
             return losses
-        targets = self.pseudo_labels(unlabeled.weak)
+        with torch.no_grad(), full_precision(unlabeled.weak.tensor):
+            labels = sure_labels(self.teacher.module.detect(unlabeled.weak), self.options.threshold)
         weight = self.options.weight * len(unlabeled) / len(labeled) * self.schedule.ramp(step)
+        views = {"pseudo": (unlabeled.strong, labels)}
+        if self.options.half_size:
+            weak = unlabeled.weak.pad_to_multiple(2 * self.student.divisor)
+            views["pseudo_half"] = (downscale(weak, 1), halved(labels))
         with statistics_kept(self.student):
-            parts = self.student.supervised_losses(LabeledBatch(unlabeled.strong, targets))
-        for part, loss in parts.items():
-            if part.endswith("_cls") or self.options.box_loss:
-                losses[f"pseudo/{part}"] = weight * loss
-        self.metrics["teacher_positives"] = torch.tensor(sum(len(t.classes) for t in targets))
+            for term, (images, told) in views.items():
+                for part, loss in self.student.supervised_losses(LabeledBatch(images, told)).items():
+                    if part.endswith("_cls") or self.options.box_loss:
+                        losses[f"{term}/{part}"] = weight * loss
+        self.metrics["teacher_positives"] = torch.tensor(sum(len(t.classes) for t in labels))
         return losses
-
-    @torch.no_grad()
-    def pseudo_labels(self, weak: Images) -> tuple[Targets, ...]:
-        """The teacher's detections with at least the threshold's score, one Targets an image (often empty)."""
-        labels = []
-        for found in self.teacher.module.detect(weak):
-            sure = found.scores >= self.options.threshold
-            labels.append(Targets(found.boxes[sure], found.classes[sure]))
-        return tuple(labels)

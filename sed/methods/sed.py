@@ -11,20 +11,32 @@ leaves open. Shape shorthand: see `sed.core.structures`; P proposals of an image
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from sed.core.box_terms import BoxTerm
 from sed.core.consistency import ConsistencyLoss, dense_consistency, region_consistency
 from sed.core.matching import match_views, query_consistency
-from sed.core.reweighting import make_reweight
-from sed.core.structures import DensePrediction, Images, LabeledBatch, QueryPrediction, UnlabeledBatch
-from sed.core.targets import hard_sigmoid, hard_softmax
-from sed.core.views import downscale, draw_scale, pair_levels
+from sed.core.objects import object_targets
+from sed.core.reweighting import Reweight, make_reweight, mean
+from sed.core.structures import (
+    DensePrediction,
+    Images,
+    LabeledBatch,
+    QueryPrediction,
+    RegionPrediction,
+    UnlabeledBatch,
+)
+from sed.core.targets import CERTAIN, Sharpening
+from sed.core.views import LevelPair, downscale, draw_scale, pair_levels
 from sed.detectors.base import Detector, Features
-from sed.methods.base import Method, Schedule, statistics_kept
+from sed.methods.base import Method, Schedule, full_precision, statistics_kept
+from sed.methods.labels import Labels, halved, sure_labels
 
 
 @dataclass(frozen=True)
@@ -34,14 +46,25 @@ class SEDOptions:
     Attributes:
         lambda_scale: lambda_s; 0 leaves the term and its network passes out.
         lambda_distill: lambda_d; likewise.
-        distill_target: "soft" (Eq. 3) or "hard" (its rival in Tab. 4).
+        distill_target: "soft" (Eq. 3), "hard" (its rival in Tab. 4), "hard_regions" (the region head alone) or
+            "objects": the teacher's sure detections say where objects are, in both terms (see `SED._by_objects`). The
+            anchored scale term has the same targets, also the hard ones.
+        threshold: least score, in [0, 1], of a sure detection.
+        temperature: T of `Sharpening`, on all targets that the teacher gives.
+        top_mass: m of `Sharpening`, likewise.
         scale_target: "student" (Eq. 2 as printed) or "teacher" (the anchored form, METHOD 11).
         scale_source: which student view is P(X) of Eq. 2: "strong" or "weak" (one more pass).
+        small_view: which view is made small: "weak" (METHOD 2) or "strong".
         max_scale: S; s is drawn uniformly from {1..S}.
         regions_per_view: proposals of each view for the region terms.
         lambda_iou: lambda of Alg. 1, the weight of GIoU when queries are matched.
+        box_weight: on all box terms; the paper's is 1.
+        box_kind: of `BoxTerm`: "l2", "l1" or "giou".
+        box_gate: of `BoxTerm`: "none", "foreground" or "agreement".
         reweight: "histogram" (Eq. 5), "none", "ohem" or "focal".
+        reweight_scale: whether the scale term is re-weighted, too; else its plain mean.
         bins: M of Eq. 5.
+        momentum: of the histogram over steps; 0: each step counts its own (the paper).
         over_processes: whether Eq. 5 counts the samples of all processes together.
         ohem_fraction: share of the samples that OHEM keeps.
         focal_gamma: exponent of the focal modulation.
@@ -50,13 +73,22 @@ class SEDOptions:
     lambda_scale: float = 0.5
     lambda_distill: float = 1.0
     distill_target: str = "soft"
+    threshold: float = 0.7
+    temperature: float = 1.0
+    top_mass: float = 0.0
     scale_target: str = "student"
     scale_source: str = "strong"
+    small_view: str = "weak"
     max_scale: int = 1
     regions_per_view: int = 256
     lambda_iou: float = 1.0
+    box_weight: float = 1.0
+    box_kind: str = "l2"
+    box_gate: str = "none"
     reweight: str = "histogram"
+    reweight_scale: bool = True
     bins: int = 10
+    momentum: float = 0.0
     over_processes: bool = False
     ohem_fraction: float = 0.1
     focal_gamma: float = 2.0
@@ -92,13 +124,26 @@ class SED(Method):
         super().__init__(student, schedule)
         self.options = options
         self.heads = student.heads
-        self.reweight = make_reweight(
+        self.box_term = BoxTerm(options.box_kind, options.box_gate)
+        soft, hard = Sharpening(options.temperature, options.top_mass), Sharpening(top_mass=1.0)
+        self.sharpen = {
+            "dense": hard if options.distill_target == "hard" else soft,
+            "query": hard if options.distill_target == "hard" else soft,
+            "region": hard if options.distill_target in ("hard", "hard_regions") else soft,
+        }
+        make = partial(
+            make_reweight,
             options.reweight,
             bins=options.bins,
             ohem_fraction=options.ohem_fraction,
             focal_gamma=options.focal_gamma,
             over_processes=options.over_processes,
+            momentum=options.momentum,
         )
+        self.plain, self.reweight = mean(), make(momentum=0.0)
+        self.reweights = nn.ModuleDict()  # those with a state of their own, one a term and head
+        if options.momentum and options.reweight == "histogram":
+            self.reweights.update({f"{t}_{h}": make() for t in ("scale", "distill") for h in sorted(self.heads)})
 
     def forward(self, labeled: LabeledBatch, unlabeled: UnlabeledBatch | None, step: int) -> dict[str, Tensor]:
         """One step of Eq. 1. See `Method.forward`."""
@@ -116,8 +161,11 @@ class SED(Method):
         self_consistent = o.lambda_scale > 0 and o.scale_target == "student"
         anchored = o.lambda_scale > 0 and o.scale_target == "teacher"
 
-        # Views (METHOD 2): X_w, X_s and X^ share one geometry; padded so that their grids pair exactly
         s = draw_scale(step, o.max_scale)
+        if o.distill_target == "objects":
+            return self._by_objects(unlabeled, s)
+
+        # Views (METHOD 2): X_w, X_s and X^ share one geometry; padded so that their grids pair exactly
         weak = unlabeled.weak.pad_to_multiple(self.student.divisor * 2**s)
         strong = unlabeled.strong.pad_to_multiple(self.student.divisor * 2**s)
 
@@ -132,7 +180,7 @@ class SED(Method):
             full = self._look(self.student, weak)
         terms = []
         if o.lambda_scale > 0:
-            small = self._look(self.student, downscale(weak, s))
+            small = self._look(self.student, self._small(weak, strong, s))
             terms.append(Term("scale", o.lambda_scale, full if self_consistent else teacher, small))
         if o.lambda_distill > 0:
             terms.append(Term("distill", o.lambda_distill, teacher, student))
@@ -150,6 +198,63 @@ class SED(Method):
             losses |= {f"{term.name}/{part}": term.weight * loss for part, loss in parts.items()}
         return losses
 
+    def _by_objects(self, unlabeled: UnlabeledBatch, s: int) -> dict[str, Tensor]:
+        """Both terms with the objects that the teacher is sure of as their targets [D].
+
+        The detector's own losses with these objects as labels, on X_s and, halved, on X^. A region head is told
+        `object_targets` instead, on the regions that its own training would draw.
+        """
+        o, told_by, divisor = self.options, self.teacher.module, self.student.divisor
+        weak, strong = (images.pad_to_multiple(divisor) for images in (unlabeled.weak, unlabeled.strong))
+        with torch.no_grad(), full_precision(weak.tensor):
+            features = told_by.encode(weak) if "region" in self.heads else None
+            found = told_by.detect(weak) if features is None else told_by.detect_from(features)
+            objects = sure_labels(found, o.threshold)
+        terms = []
+        if o.lambda_scale > 0:
+            small = self._small(*(images.pad_to_multiple(divisor * 2**s) for images in (weak, strong)), s)
+            terms.append(("scale", o.lambda_scale, small, s))
+        if o.lambda_distill > 0:
+            terms.append(("distill", o.lambda_distill, strong, 0))
+        losses = {}
+        for name, weight, images, scale in terms:
+            labels = halved(objects, scale)
+            if features is None:
+                parts = self.student.supervised_losses(LabeledBatch(images, labels))
+            else:
+                view = self.student.encode(images)
+                parts, regions = self.student.proposal_losses(view, labels)
+                said = self.student.regions(view, regions)
+                told = self._told(features, objects, [b * 2**scale for b in regions])
+                reweight, coder = self._reweight(name, "region"), self.student.coders["region"]
+                loss = region_consistency(told, said, reweight, False, self.box_term, coder)
+                parts |= {"region_cls": loss.cls, "region_box": loss.box}
+            for part, loss in parts.items():
+                factor = o.box_weight if part.endswith("_box") else 1.0
+                if factor:
+                    losses[f"{name}/{part}"] = weight * factor * loss
+        self.metrics["teacher_positives"] = torch.tensor(sum(len(t.classes) for t in objects))
+        return losses
+
+    @torch.no_grad()
+    def _told(self, features: Features, objects: Labels, regions: Sequence[Tensor]) -> RegionPrediction:
+        """What the teacher tells the regions [P_i, 4] of each image, in the frame of X."""
+        teacher, sharpen = self.teacher.module, self.sharpen["region"].softmax
+        counts = [len(b) for b in regions]
+        boxes = [torch.cat([b, t.boxes]) for b, t in zip(regions, objects, strict=True)]
+        with full_precision(features.images.tensor):
+            answer = teacher.regions(features, boxes)
+        told = []
+        rows = zip(regions, counts, answer.logits.split(answer.counts), answer.deltas.split(answer.counts), strict=True)
+        for (region, n, p, d), t in zip(rows, objects, strict=True):
+            own, classes = RegionPrediction(sharpen(p[:n]), d[:n], (n,)), p[n:].clone()
+            classes[:, -1] = -CERTAIN  # there is an object: of which class?
+            told.append(object_targets(region, own, t.boxes, sharpen(classes), teacher.coders["region"]))
+        return RegionPrediction(torch.cat([t.logits for t in told]), torch.cat([t.deltas for t in told]), tuple(counts))
+
+    def _small(self, weak: Images, strong: Images, s: int) -> Images:
+        return downscale(weak if self.options.small_view == "weak" else strong, s)
+
     def _look(self, model: Detector, images: Images) -> View:
         features = model.encode(images)
         dense = model.dense(features) if "dense" in self.heads else None
@@ -162,7 +267,7 @@ class SED(Method):
         parts = {}
         if "dense" in self.heads:
             pairs = pair_levels(full.dense, small.dense, s)  # (f, f - s): the same anchors, one scale apart
-            parts |= _named("dense", dense_consistency(pairs, self.reweight, symmetric=symmetric))
+            parts |= self._dense("scale", pairs, symmetric)
         if "region" in self.heads:
             boxes = full.proposals  # frame of X
             if symmetric:  # both views' proposals, brought to the frame of X
@@ -170,42 +275,60 @@ class SED(Method):
             with torch.set_grad_enabled(symmetric):
                 target = full.model.regions(full.features, boxes)
             own = small.model.regions(small.features, [b / 2**s for b in boxes])
-            parts |= _named("region", region_consistency(target, own, self.reweight, symmetric=symmetric))
+            parts |= self._region("scale", target, own, symmetric)
         if "query" in self.heads:
-            loss = query_consistency(full.queries, small.queries, partners, self.reweight, symmetric=symmetric)
-            parts |= _named("query", loss)
+            parts |= self._query("scale", full.queries, small.queries, partners, symmetric)
         return parts
 
     def _distill(self, teacher: View, student: View, partners: Tensor | None) -> dict[str, Tensor]:
         """L_distill, Eq. 3: every level of the dense head, the union of both networks' proposals, all queries."""
         parts, positives = {}, []
-        hard = self.options.distill_target == "hard"
         if "dense" in self.heads:
-            told = teacher.dense.levels
-            if hard:
-                told = tuple(replace(level, logits=hard_sigmoid(level.logits)) for level in told)
-            levels = list(zip(told, student.dense.levels, strict=True))
-            parts |= _named("dense", dense_consistency(levels, self.reweight, symmetric=False))
+            parts |= self._dense("distill", list(zip(teacher.dense.levels, student.dense.levels, strict=True)), False)
             positives = [(level.logits > 0).sum() for level in teacher.dense.levels]
         if "region" in self.heads:
             boxes = [torch.cat([p, q]) for p, q in zip(teacher.proposals, student.proposals, strict=True)]
             with torch.no_grad():
                 target = teacher.model.regions(teacher.features, boxes)
             own = student.model.regions(student.features, boxes)
-            told = replace(target, logits=hard_softmax(target.logits)) if hard else target
-            parts |= _named("region", region_consistency(told, own, self.reweight, symmetric=False))
+            parts |= self._region("distill", target, own, False)
             positives = [(target.logits.softmax(-1)[:, :-1].amax(-1) > 0.5).sum()]
         if "query" in self.heads:
-            found = told = teacher.queries
-            if hard:
-                told = replace(found, logits=(hard_softmax if found.softmax else hard_sigmoid)(found.logits))
-            loss = query_consistency(told, student.queries, partners, self.reweight, symmetric=False)
-            parts |= _named("query", loss)
+            found = teacher.queries
+            parts |= self._query("distill", found, student.queries, partners, False)
             sure = found.logits.softmax(-1)[..., :-1] if found.softmax else found.logits.sigmoid()
             positives = [(sure > 0.5).sum()]
         self.metrics["teacher_positives"] = sum(positives)
         return parts
 
+    # One head's part of a term: the target sharpened where a teacher gives it, then D, re-weighted, and the box term
+    def _dense(self, term: str, pairs: Sequence[LevelPair], symmetric: bool) -> dict[str, Tensor]:
+        if not symmetric:
+            pairs = [(replace(t, logits=self.sharpen["dense"].sigmoid(t.logits)), own) for t, own in pairs]
+        reweight, coder = self._reweight(term, "dense"), self.student.coders["dense"]
+        return self._named("dense", dense_consistency(pairs, reweight, symmetric, self.box_term, coder))
 
-def _named(head: str, loss: ConsistencyLoss) -> dict[str, Tensor]:
-    return {f"{head}_cls": loss.cls, f"{head}_box": loss.box}
+    def _region(self, term: str, target: RegionPrediction, own: RegionPrediction, symmetric: bool) -> dict[str, Tensor]:
+        if not symmetric:
+            target = replace(target, logits=self.sharpen["region"].softmax(target.logits))
+        reweight, coder = self._reweight(term, "region"), self.student.coders["region"]
+        return self._named("region", region_consistency(target, own, reweight, symmetric, self.box_term, coder))
+
+    def _query(
+        self, term: str, target: QueryPrediction, own: QueryPrediction, partners: Tensor | None, symmetric: bool
+    ) -> dict[str, Tensor]:
+        if not symmetric:
+            sharpen = self.sharpen["query"]
+            logits = (sharpen.softmax if target.softmax else sharpen.sigmoid)(target.logits)
+            target = replace(target, logits=logits)
+        loss = query_consistency(target, own, partners, self._reweight(term, "query"), symmetric, self.box_term)
+        return self._named("query", loss)
+
+    def _reweight(self, term: str, head: str) -> Reweight:
+        if term == "scale" and not self.options.reweight_scale:
+            return self.plain
+        return self.reweights[f"{term}_{head}"] if self.reweights else self.reweight
+
+    def _named(self, head: str, loss: ConsistencyLoss) -> dict[str, Tensor]:
+        parts = {f"{head}_cls": loss.cls}
+        return parts | {f"{head}_box": self.options.box_weight * loss.box} if self.options.box_weight else parts

@@ -81,6 +81,20 @@ def test_deltas_decode_to_the_frameworks_own_boxes(case, detector):
     assert (own - case.anchors(detector, features)).abs().max() > 0.01  # the head does say something
 
 
+@dense
+def test_deltas_times_their_coder_are_plain_ones(case, detector):
+    """`coders`: what GIoU takes the deltas of both heads by."""
+    detector.eval()
+    features = detector.encode(padded(detector))
+    anchors = case.anchors(detector, features)
+    deltas = torch.cat([level.deltas for level in detector.dense(features).levels], dim=1)  # [N, M, 4]
+    plain = decode(anchors, deltas / torch.tensor(detector.coders["dense"]))
+    torch.testing.assert_close(plain, case.own_boxes(detector, features), atol=1e-3, rtol=1e-5)
+    assert set(detector.coders) == case.heads
+    if case.two_stage:  # both frameworks' default
+        assert tuple(detector.coders["region"]) == (10.0, 10.0, 5.0, 5.0)
+
+
 @one_stage
 def test_the_framework_detects_what_our_dense_scores_say(case, detector):
     """Each stock detection is an anchor of ours: its box decoded from our deltas, its score our logit of its class."""

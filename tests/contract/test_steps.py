@@ -6,6 +6,7 @@ Shape shorthand: see sed.core.structures.
 
 from __future__ import annotations
 
+import copy
 from fnmatch import fnmatch
 
 import pytest
@@ -16,6 +17,7 @@ from sed.methods.base import Schedule
 from sed.methods.build import build_method
 from sed.methods.pseudo_label import PseudoLabelOptions
 from sed.methods.sed import SEDOptions
+from tests.reference.cases import two_stage
 from tests.reference.detectors import answers, make_images, make_labeled, make_unlabeled
 
 SIZES = ((64, 64), (50, 60))
@@ -56,6 +58,43 @@ def test_detections_equal_the_stock_models(case, detector):
         assert not ours.boxes.requires_grad
 
 
+@two_stage
+def test_detections_from_a_pass_that_is_there_are_the_same(case, detector):
+    detector.eval()
+    images = make_images(((128, 128), (100, 120))).pad_to_multiple(detector.divisor)
+    with torch.no_grad():
+        features = detector.encode(images)
+    for one, other in zip(detector.detect(images), detector.detect_from(features), strict=True):
+        assert len(one.boxes) > 3
+        torch.testing.assert_close(one.boxes, other.boxes, atol=1e-3, rtol=1e-5)
+        torch.testing.assert_close(one.scores, other.scores, atol=1e-5, rtol=1e-5)
+        assert torch.equal(one.classes, other.classes)
+        assert not other.boxes.requires_grad
+
+
+@two_stage
+@pytest.mark.parametrize("empty", [False, True])
+def test_the_losses_of_proposals_alone_are_the_stock_models(case, detector, empty):
+    batch = make_labeled(((128, 128), (100, 120)), empty=empty)
+    detector.train()
+    features = detector.encode(batch.images.pad_to_multiple(detector.divisor))
+    torch.manual_seed(3)
+    whole = copy.deepcopy(detector).supervised_losses(batch)
+    torch.manual_seed(3)
+    alone, regions = detector.proposal_losses(features, batch.targets)
+    assert set(alone) == {"dense_cls", "dense_box"}
+    for name, loss in alone.items():
+        torch.testing.assert_close(loss, whole[name])
+    sum(alone.values()).backward()
+    assert len(regions) == 2
+    for boxes, target in zip(regions, batch.targets, strict=True):
+        assert boxes.shape[1:] == (4,)
+        assert len(boxes) > len(target.boxes)
+        assert not boxes.requires_grad
+        for own in target.boxes:  # what is to be found is among them
+            assert (boxes - own).abs().amax(-1).min() < 1e-4
+
+
 def test_exported_weights_load_in_the_stock_model(case, tmp_path):
     """`model_final.pth` needs nothing of this project."""
     detector, stock = case.exported(tmp_path)
@@ -86,9 +125,14 @@ def test_a_teacher_is_a_detector_of_its_own(case, detector):
 METHODS = {
     "sed": ("sed", {"sed": SEDOptions(regions_per_view=8)}),
     "sed_anchored": ("sed", {"sed": SEDOptions(regions_per_view=8, scale_target="teacher")}),
+    "sed_plus": (
+        "sed",
+        {"sed": SEDOptions(distill_target="objects", threshold=0.0, box_kind="l1")},
+    ),
     "pseudo_label": ("pseudo_label", {"pseudo_label": PseudoLabelOptions(threshold=0.0, box_loss=True)}),
 }
-TERMS = {"sed": ("scale", "distill"), "sed_anchored": ("scale", "distill"), "pseudo_label": ("pseudo",)}
+BOTH = ("scale", "distill")
+TERMS = {"sed": BOTH, "sed_anchored": BOTH, "sed_plus": BOTH, "pseudo_label": ("pseudo",)}
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -4,12 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sed.core.consistency import (
-    bernoulli_disagreement,
-    bernoulli_kl,
-    dense_consistency,
-    region_consistency,
-)
+from sed.core.consistency import dense_consistency, region_consistency
+from sed.core.divergence import bernoulli_disagreement, bernoulli_kl
 from sed.core.reweighting import histogram, make_reweight, mean
 from sed.core.structures import DenseLevel, DensePrediction, Images, RegionPrediction
 from sed.core.views import downscale, pair_levels, valid_anchors

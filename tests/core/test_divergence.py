@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sed.core.consistency import (
+from sed.core.divergence import (
     bernoulli_disagreement,
     bernoulli_kl,
     categorical_disagreement,

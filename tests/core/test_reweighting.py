@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sed.core import reweighting
-from sed.core.reweighting import focal, histogram, make_reweight, mean, ohem
+from sed.core.reweighting import RunningHistogram, focal, histogram, make_reweight, mean, ohem
 from tests.reference import equations
 
 PARAMETERS = {"bins": 7, "ohem_fraction": 0.3, "focal_gamma": 2.0}
@@ -148,3 +148,63 @@ def test_g_gets_no_gradient(kind):
 def test_bad_choices_are_refused(kind, change, message):
     with pytest.raises(ValueError, match=message):
         make_reweight(kind, **{**PARAMETERS, **change})
+
+
+class TestRunningHistogram:
+    """R_j as a moving average over steps [D]."""
+
+    def literal(self, steps, bins, momentum):
+        """The losses of successive steps, each a list of (kl, g)."""
+        counts, losses = [0.0] * bins, []
+        for step in steps:
+            index = [min(int(g * bins), bins - 1) for _, g in step]
+            for j in range(bins):
+                now = index.count(j)
+                if now:
+                    counts[j] = momentum * counts[j] + (1 - momentum) * now if counts[j] else float(now)
+            losses.append(sum(kl / counts[j] for (kl, _), j in zip(step, index, strict=True)) / bins)
+        return losses
+
+    def test_steps_equal_the_literal_form(self):
+        reweight = RunningHistogram(5, 0.75)
+        given, found, grads = [], [], []
+        for seed in range(4):
+            kl, g, mask = samples(seed)
+            loss = reweight(kl, g, mask)
+            found.append(loss.item())
+            grads.append(torch.autograd.grad(loss, kl)[0])
+            given.append(
+                [
+                    (k, d)
+                    for k, d, m in zip(kl.flatten().tolist(), g.flatten().tolist(), mask.flatten(), strict=True)
+                    if m
+                ]
+            )
+        assert found == pytest.approx(self.literal(given, 5, 0.75), rel=1e-5)
+        torch.testing.assert_close((grads[-1] * kl).sum().item(), found[-1])  # linear in kl
+        assert not reweight.counts.requires_grad
+
+    def test_by_hand(self):
+        """One bin: 4 samples, then 2: R = 4, then .5 x 4 + .5 x 2 = 3."""
+        reweight = RunningHistogram(1, 0.5)
+        ones = torch.ones(4)
+        assert reweight(ones, ones * 0, ones > 0).item() == pytest.approx(1)
+        assert reweight(ones[:2], ones[:2] * 0, ones[:2] > 0).item() == pytest.approx(2 / 3)
+        assert reweight(ones[:0], ones[:0], ones[:0] > 0).item() == 0  # an empty step changes nothing
+        assert reweight.counts[0].item() == pytest.approx(3)
+
+    def test_the_first_step_is_equation_5(self):
+        kl, g, mask = samples(2)
+        torch.testing.assert_close(RunningHistogram(7, 0.9)(kl, g, mask), histogram(7)(kl, g, mask))
+
+    def test_its_state_is_saved(self):
+        first, second = RunningHistogram(7, 0.9), RunningHistogram(7, 0.9)
+        for seed in range(3):
+            first(*samples(seed))
+        second.load_state_dict(first.state_dict())
+        assert torch.equal(first(*samples(5)), second(*samples(5)))
+
+    @pytest.mark.parametrize(("bins", "momentum"), [(0, 0.5), (5, 1.0), (5, -0.1)])
+    def test_out_of_range_is_refused(self, bins, momentum):
+        with pytest.raises(ValueError, match="expected bins"):
+            RunningHistogram(bins, momentum)

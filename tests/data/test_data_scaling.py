@@ -7,9 +7,10 @@ import math
 import pytest
 from fvcore.common.config import CfgNode
 
-from sed.config import get_cfg, load_config
+from sed.config import load_config
 from sed.data.errors import DataError
 from sed.data.scaling import describe, scaling
+from sed.defaults import get_cfg
 
 PAPER = {
     "SOLVER.REFERENCE_WORLD_SIZE": 8,

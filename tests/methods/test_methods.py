@@ -11,6 +11,7 @@ from torch import nn
 from sed.core.structures import Detections, LabeledBatch
 from sed.methods.base import Schedule
 from sed.methods.build import build_method
+from sed.methods.labels import sure_labels
 from sed.methods.pseudo_label import PseudoLabelOptions
 from sed.methods.sed import SED, SEDOptions
 from tests.reference.detectors import make_detector, make_labeled, make_unlabeled
@@ -193,7 +194,7 @@ class TestPseudoLabel:
             torch.tensor([0, 2, 1]),
         )
         method.teacher.module.detect = lambda images: [found] * len(images)
-        labels = method.pseudo_labels(make_unlabeled().weak)
+        labels = sure_labels(method.teacher.module.detect(make_unlabeled().weak), 0.7)
         assert [t.classes.tolist() for t in labels] == [[0, 2], [0, 2]]
         losses = run(method)
         assert set(losses) == SUP | {"pseudo/dense_cls", "pseudo/region_cls"}

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sed.config import CHOICES, ConfigError, get_cfg, load_config
+from sed.config import ConfigError, leaves, load_config
+from sed.defaults import CHOICES, PRESETS, get_cfg
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -268,3 +269,34 @@ def test_the_quick_start_is_the_digits_benchmark_with_the_anchored_term() -> Non
     quick.ENGINE, quick.SED.SCALE_TARGET, quick.OUTPUT_DIR = digits.ENGINE, "student", digits.OUTPUT_DIR
     assert quick == digits
     assert digits.SOLVER.STEPS == (int(0.8 * digits.SOLVER.MAX_ITER),)
+
+
+# ---------------------------------------------------------------- presets
+
+
+def test_the_paper_is_the_default() -> None:
+    assert load_config(None, ["SED.PRESET", "paper"]) == get_cfg()
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_a_preset_sets_its_keys_and_no_other(name: str) -> None:
+    cfg, default = dict(leaves(load_config(None, ["SED.PRESET", name]))), dict(leaves(get_cfg()))
+    assert {key: cfg[key] for key in PRESETS[name]} == PRESETS[name]
+    assert {key for key in cfg if cfg[key] != default[key]} <= set(PRESETS[name])
+    # whichever was there before, a preset undoes what another has set
+    assert dict(leaves(load_config(None, ["SED.PRESET", "plus", "SED.PRESET", name]))) == cfg
+
+
+def test_keys_beside_and_after_a_preset_have_the_last_word(tmp_path: Path) -> None:
+    assert load_config(None, ["SED.PRESET", "plus", "SED.LAMBDA_SCALE", "3.0"]).SED.LAMBDA_SCALE == 3.0
+    file = tmp_path / "x.yaml"
+    file.write_text("SED:\n  LAMBDA_SCALE: 5.0\n  PRESET: plus\n")
+    assert load_config(file).SED.LAMBDA_SCALE == 5.0
+    assert load_config(file).SED.DISTILL_TARGET == "objects"
+    # on the command line a preset undoes what the file says, as any word there does
+    assert load_config(file, ["SED.PRESET", "paper"]) == get_cfg()
+
+
+def test_an_unknown_preset_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"SED.PRESET is 'best'; it must be one of paper, anchored, plus"):
+        load_config(None, ["SED.PRESET", "best"])
