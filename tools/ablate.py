@@ -5,20 +5,29 @@
         --output output/ablate_digits
 
 Runs that several tables share are run once; a finished run is not run again, so the command can be repeated after an
-interruption. What is equal between the arms: tools/arms.py. [O] marks what the paper leaves open.
+interruption. What is equal between the arms, and what a seed is: sed/engine/study_runs.py. [O] marks what the paper
+leaves open.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
-from arms import CONTROL, Arm, Results, Study
+from engines import USER_ERRORS
+from study import make_runner
+from tqdm import tqdm
 
 from sed.config import load_config
-from sed.engine.study import spread
+from sed.data.files import save_text
+from sed.engine.study import slug, spread
+from sed.engine.study_file import Words
+from sed.engine.study_runs import Evaluation, Result, Run
 
+Results = dict[str, dict[int, Result]]  # arm -> seed -> result
+CONTROL = "supervised"
 NO_SCALE, NO_DISTILL = ("SED.LAMBDA_SCALE", "0.0"), ("SED.LAMBDA_DISTILL", "0.0")
 PLAIN = ("SED.REWEIGHT.KIND", "none")
 RETINANET = ("MODEL.META_ARCHITECTURE", "ScaleConsistentRetinaNet", "MODEL.RESNETS.DEPTH", "18")
@@ -77,23 +86,43 @@ def main() -> None:
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides of every arm, after --")
     args = parser.parse_args()
     wanted = list(dict.fromkeys(arm for table in args.tables for arm, _ in TABLES[table][1]))
-    study = Study(args.config_file, args.test, args.output, tuple(args.opts), args.jobs)
-    results = study.run_all({name: make_arm(name, args.config_file, args.opts) for name in wanted}, args.seeds)
+    try:
+        with tqdm(total=(len(wanted) + (CONTROL not in wanted)) * len(args.seeds), unit="run") as bar:
+            runner = make_runner(args.config_file, args.jobs, bar)
+            runs = make_runs(wanted, args)
+            needed = [row for row in runs.values() if any(map(runner.shares_burn_in, row))]
+            if CONTROL not in wanted and needed:  # their burn-in
+                runs[CONTROL] = [run.control for run in needed[0]]
+            found = runner.run_all([run for row in runs.values() for run in row])
+    except USER_ERRORS as error:
+        sys.exit(f"error: {error}")
+    results = {n: {s: found[r.folder] for s, r in zip(args.seeds, runs[n], strict=True)} for n in wanted}
     text = "\n".join(make_table(table, results, args.seeds) for table in args.tables)
-    (args.output / "tables.md").write_text(text)
-    (args.output / "results.json").write_text(json.dumps(results, indent=1))
+    save_text(text, args.output / "tables.md")
+    save_text(json.dumps(results, indent=1), args.output / "results.json")
     print(f"\n{text}")
 
 
-def make_arm(name: str, config_file: str, opts: list[str]) -> Arm:
-    """The overrides of an arm; jitter and another detector change burn-in, so those train from the beginning."""
-    options, shares = ARMS[name], True
-    if name.endswith("wide jitter"):
-        options, shares = (*options, *wide_jitter(config_file, opts)), False
-    return Arm(options, shares and not name.startswith("RetinaNet"))
+def make_runs(arms: list[str], args: argparse.Namespace) -> dict[str, list[Run]]:
+    """A run for every arm and seed; each knows the control of its seed."""
+    runs: dict[str, list[Run]] = {name: [] for name in arms}
+    for seed in args.seeds:
+        control: Run | None = None
+        for name in (CONTROL, *(arm for arm in arms if arm != CONTROL)):
+            words = (*make_arm(name, args.config_file, args.opts), *args.opts, "SEED", str(seed))
+            run = Run(args.output / f"{slug(name)}-{seed}", words, Evaluation(args.test), control)
+            control = control or run
+            if name in runs:
+                runs[name].append(run)
+    return runs
 
 
-def wide_jitter(config_file: str, opts: list[str]) -> tuple[str, ...]:
+def make_arm(name: str, config_file: str, opts: list[str]) -> Words:
+    """What an arm changes in the config."""
+    return (*ARMS[name], *(wide_jitter(config_file, opts) if name.endswith("wide jitter") else ()))
+
+
+def wide_jitter(config_file: str, opts: list[str]) -> Words:
     """Tab. 6's [300, 1200] in place of [640, 800], in proportion to the config's own sizes."""
     sizes = load_config(config_file, opts).INPUT
     low, high = min(sizes.MIN_SIZE_TRAIN) * 300 // 640, max(sizes.MIN_SIZE_TRAIN) * 1200 // 800
@@ -109,8 +138,9 @@ def make_table(table: int, results: Results, seeds: list[int]) -> str:
     first = rows[0]
     for arm, paper in rows:
         runs = results[arm]
-        ap, ap50 = ([run["teacher"][column] for run in runs.values()] for column in ("AP", "AP50"))
-        gains = [runs[seed]["teacher"]["AP"] - results[first[0]][seed]["teacher"]["AP"] for seed in runs]
+        ap, ap50 = ([run["teacher"]["full"][column] for run in runs.values()] for column in ("AP", "AP50"))
+        base = [results[first[0]][seed]["teacher"]["full"]["AP"] for seed in runs]
+        gains = [a - b for a, b in zip(ap, base, strict=True)]
         cells = [spread(ap), spread(ap50), spread(gains), f"{paper:.1f}", f"{paper - first[1]:+.1f}"]
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

@@ -91,6 +91,8 @@ class Window:
 class Reporter:
     """metrics.jsonl (one json object a line, key "step"), TensorBoard and the progress bar.
 
+    The first line after some steps also has "seconds_per_step", their mean; evaluations are not in it.
+
     Args:
         folder: the run's output folder.
         start: steps done before; later lines of metrics.jsonl are cut off (a killed run was further).
@@ -129,22 +131,28 @@ class Reporter:
             unit="step",
         )
         self._start, self._began, self._last_line, self._loss = start, time.monotonic(), 0.0, math.nan
+        self._mark, self._seconds, self._steps = self._began, 0.0, 0  # of the steps since the last line
 
     def step(self) -> None:
         """One step is done."""
         if self.enabled:
             self._bar.update()
+            now = time.monotonic()
+            self._seconds, self._mark, self._steps = self._seconds + now - self._mark, now, self._steps + 1
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Record scalars of the state after `step` steps; NaN becomes null in metrics.jsonl."""
         if not self.enabled:
             return
+        if self._steps:
+            scalars = {**scalars, "seconds_per_step": self._seconds / self._steps}
         row = {"step": step, **{k: (v if math.isfinite(v) else None) for k, v in scalars.items()}}
         self._stream.write(json.dumps(row) + "\n")
         self._stream.flush()
         for name, value in scalars.items():
             self._board.add_scalar(name, value, step)
         self._loss = scalars.get("loss", self._loss)
+        self._mark, self._seconds, self._steps = time.monotonic(), 0.0, 0
 
     def show(self, step: int, score: float | None = None) -> None:
         """Bring the bar (or, without a terminal, now and then a line) up to date."""

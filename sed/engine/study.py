@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import logging
 import math
 import os
 import statistics
@@ -9,10 +11,16 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
+
+logger = logging.getLogger(__name__)
+_running: set[subprocess.Popen] = set()
 
 
 def call(script: str | Path, words: Sequence[str], log: Path, threads: int = 1) -> None:
     """Run a Python script to its end; what it prints is appended to `log`.
+
+    Where a process that was started with the same `log` still runs (its caller was killed), its end is waited for.
 
     Args:
         script: path of the script.
@@ -26,11 +34,32 @@ def call(script: str | Path, words: Sequence[str], log: Path, threads: int = 1) 
     command = [sys.executable, str(script), *words]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as out:
+        _lock(out)
         env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        code = subprocess.run(command, stdout=out, stderr=out, env=env, check=False).returncode
+        with subprocess.Popen(command, stdout=out, stderr=out, env=env) as process:
+            _running.add(process)
+            try:
+                code = process.wait()
+            finally:
+                _running.discard(process)
     if code:
-        tail = "\n".join(log.read_text().splitlines()[-15:])
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
         raise SystemExit(f"{' '.join(command)}\nended with code {code}; the end of {log}:\n{tail}")
+
+
+def stop_all() -> None:
+    """End every process that `call` waits for, in whatever thread; those calls then fail."""
+    for process in list(_running):
+        process.terminate()
+
+
+def _lock(stream: TextIO) -> None:
+    """Wait until nobody else writes this file: a process keeps the lock of what it prints to while it lives."""
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        logger.warning("%s: a process of an earlier call still runs; waiting for its end", stream.name)
+        fcntl.flock(stream, fcntl.LOCK_EX)
 
 
 def spread(values: Sequence[float], digits: int = 1) -> str:

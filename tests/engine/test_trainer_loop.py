@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sed.data.files import checkpoint_path, checkpoints
 from sed.engine import checkpoint
+from sed.engine.logging import Reporter
 from sed.engine.solver import Clip
 from sed.methods.guards import TrainingError
 from tests.reference.training import TinyDetector, make_trainer, same
@@ -25,7 +26,9 @@ def final_state(folder, step):
 
 
 def losses(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    """All rows of metrics.jsonl but for the time that they took."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "seconds_per_step"} for row in rows]
 
 
 # ---------------------------------------------------------------------------------------------- resume
@@ -303,6 +306,29 @@ def test_wrong_architecture_is_one_clear_error(tmp_path):
         other.resume(path)
     with pytest.raises(checkpoint.CheckpointError, match="its optimizer is AdamW, here it is SGD"):
         make_trainer(tmp_path, optimizer="SGD").resume(path)
+
+
+def test_the_time_of_a_step_leaves_evaluations_out(tmp_path, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr("sed.engine.logging.time.monotonic", lambda: clock[0])
+    reporter = Reporter(tmp_path, start=0, max_iter=5)
+
+    def steps(*seconds):
+        for passed in seconds:
+            clock[0] += passed
+            reporter.step()
+
+    steps(2.0, 4.0)
+    reporter.write(2, {"loss": 1.0})
+    steps(1.0)
+    clock[0] += 50.0  # an evaluation
+    reporter.write(3, {"teacher/AP": 1.0})
+    reporter.write(3, {"loss": 1.0})
+    steps(5.0, 6.0)
+    reporter.write(5, {"loss": 1.0})
+    reporter.close()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row.get("seconds_per_step") for row in rows] == [3.0, 1.0, None, 5.5]
 
 
 def test_clip_is_called_with_all_gradients(tmp_path):

@@ -58,6 +58,9 @@ COMMANDS = {
     f".venv/bin/python tools/ablate.py {COCO} --test coco_2017_val --output output/ablate": (
         "tests/tools/test_ablate.py::def test_a_table_is_run_and_interrupted_runs_are_kept"
     ),
+    ".venv/bin/python tools/study.py --study configs/studies/digits.yaml --output output/studies/digits": (
+        "tests/tools/test_study_file.py::def test_the_studies_hold_runs_that_load"
+    ),
     f".venv/bin/python tools/train_net.py --num-gpus 8 {COCO} ENGINE detectron2": ON_DETECTRON2,
     f".venv/bin/python tools/train_net.py --num-gpus 8 {COCO} --resume ENGINE detectron2": ON_DETECTRON2,
     f".venv/bin/python tools/train_net.py {COCO} --eval-only ENGINE detectron2 "

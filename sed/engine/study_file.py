@@ -1,0 +1,212 @@
+"""A study: which methods are trained on which seeds, what is chosen on which set and reported on which. See `Study`."""
+
+from __future__ import annotations
+
+import difflib
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sed.config import ConfigError
+from sed.engine.study import slug
+
+Words = tuple[str, ...]  # KEY, VALUE, KEY, VALUE, ...
+TUNE = "tune"  # the folder of the runs that choices are made on
+_SET_HERE = ("OUTPUT_DIR", "SEED", "SEMI.FOLD", "DATASETS.TEST", "TEST.EVAL_PERIOD")
+_SET_HERE += ("SOLVER.CHECKPOINT_PERIOD", "SOLVER.CHECKPOINTS_KEPT")
+_EXPECTED = {
+    **dict.fromkeys(("config", "options", "tune", "test", "reference"), (str, "a string")),
+    **dict.fromkeys(("tune_seeds", "seeds", "equal_seconds", "sizes"), (list, "a list")),
+    **dict.fromkeys(("cases", "methods"), (dict, "a mapping of names to options")),
+}
+_NEEDED = ("config", "test", "seeds", "cases", "methods", "reference")
+_OF_METHOD = {"options": (str, "a string"), "candidates": (dict, "a mapping of names to options")}
+_OF_METHOD |= {"like": (str, "the name of a method"), "own_burn_in": (bool, "true or false")}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One line of the table.
+
+    Attributes:
+        options: what it changes in the config.
+        candidates: name -> what else it may change; which one is chosen on the tune set. Empty: nothing is chosen.
+        like: the method whose options (and choice) come before its own; "": none.
+        own_burn_in: train from its beginning. So does, unasked, whatever differs from the control in burn-in.
+    """
+
+    options: Words = ()
+    candidates: Mapping[str, Words] = field(default_factory=dict)
+    like: str = ""
+    own_burn_in: bool = False
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study file says.
+
+    Attributes:
+        config: path of the config of every run (in the file: relative to the file).
+        options: of every run.
+        tune: the set that choices are made on; "" where nothing is chosen.
+        test: the set that is reported.
+        tune_seeds: seed s is SEED s and SEMI.FOLD s: labels, weights, order and augmentation.
+        seeds: those that are reported; they share none with `tune_seeds`.
+        cases: name -> options; the first is the main one, in which choices are made.
+        methods: name -> method, in the table's order; the first is the control, whose burn-in is everybody's.
+        reference: the method that all others are compared with.
+        equal_seconds: methods that also run for as long as the reference takes.
+        sizes: short sides of the test images for AP against input scale; empty: no such pictures.
+    """
+
+    config: Path
+    test: str
+    seeds: tuple[int, ...]
+    cases: Mapping[str, Words]
+    methods: Mapping[str, Method]
+    reference: str
+    options: Words = ()
+    tune: str = ""
+    tune_seeds: tuple[int, ...] = ()
+    equal_seconds: tuple[str, ...] = ()
+    sizes: tuple[int, ...] = ()
+
+    @property
+    def control(self) -> str:
+        """The first method."""
+        return next(iter(self.methods))
+
+    @property
+    def main_case(self) -> str:
+        """The first case."""
+        return next(iter(self.cases))
+
+    def words(self, case: str, method: str, seed: int, chosen: Mapping[str, str]) -> Words:
+        """The overrides of one run, but for its folder; `chosen` names the candidate of each tuned method.
+
+        No training evaluates anything: its finished weights are, once.
+        """
+        names = [name for name in (self.methods[method].like, method) if name]
+        own = [w for name in names for w in (*self.methods[name].options, *self._candidate(name, chosen))]
+        fixed = ("SEED", str(seed), "SEMI.FOLD", str(seed), "DATASETS.TEST", "()")
+        return (*self.options, *self.cases[case], *own, *fixed)
+
+    def own_burn_in(self, method: str) -> bool:
+        """Whether a method says that it trains from its beginning, or is like one that does."""
+        return any(self.methods[name].own_burn_in for name in (method, self.methods[method].like) if name)
+
+    def tuned(self, methods: Iterable[str]) -> list[str]:
+        """Those of `methods`, and of those they are like, that have candidates; in the file's order."""
+        needed = {name for method in methods for name in (method, self.methods[method].like)}
+        return [name for name, method in self.methods.items() if name in needed and method.candidates]
+
+    def _candidate(self, method: str, chosen: Mapping[str, str]) -> Words:
+        return self.methods[method].candidates[chosen[method]] if self.methods[method].candidates else ()
+
+
+def read_study(path: str | Path) -> Study:
+    """The study of a file.
+
+    Raises:
+        ConfigError: for a missing file, a key that is missing or unknown, or a value that makes no sense; the message
+            names file, key and remedy.
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such study") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a mapping with the keys {', '.join(_EXPECTED)}")
+    _check_keys(str(path), values, _EXPECTED)
+    if missing := [key for key in _NEEDED if not values.get(key)]:
+        raise ConfigError(f"{path}: {', '.join(missing)} missing or empty; a study needs {', '.join(_NEEDED)}")
+    methods = {str(name): _method(f"{path}: method {name}", value) for name, value in values["methods"].items()}
+    study = Study(
+        **{key: values[key] for key in ("test", "reference")},
+        tune=values.get("tune", ""),
+        config=path.parent / values["config"],
+        options=_words(f"{path}: options", values.get("options", "")),
+        cases={str(name): _words(f"{path}: case {name}", text) for name, text in values["cases"].items()},
+        methods=methods,
+        equal_seconds=tuple(map(str, values.get("equal_seconds", ()))),
+        **{key: _numbers(f"{path}: {key}", values.get(key, [])) for key in ("seeds", "tune_seeds", "sizes")},
+    )
+    for wrong, message in _mistakes(study):
+        if wrong:
+            raise ConfigError(f"{path}: {message}")
+    return study
+
+
+def _mistakes(study: Study) -> list[tuple[object, str]]:
+    """(whether, what) for whatever the keys say together."""
+    methods, known = study.methods, f"the methods are {', '.join(study.methods)}"
+    tuned = [name for name, method in methods.items() if method.candidates]
+    strangers = [name for name in (study.reference, *study.equal_seconds) if name not in methods]
+    likes = {name: method.like for name, method in methods.items() if method.like}
+    bad = [n for n, like in likes.items() if like not in methods or methods[like].like or methods[n].candidates]
+    names = [("methods", methods), ("cases", study.cases)]
+    names += [(f"candidates of {name}", methods[name].candidates) for name in tuned]
+    clashes = [kind for kind, group in names if len({slug(name).lower() for name in group}) < len(group)]
+    shared = sorted(set(study.seeds) & set(study.tune_seeds))
+    return [
+        (strangers, f"reference and equal_seconds name {', '.join(strangers)}; {known}"),
+        (study.reference in study.equal_seconds, "equal_seconds holds the reference, whose seconds are the measure"),
+        (bad, f"like of {', '.join(bad)}: expected a method that is not like another, and no candidates; {known}"),
+        (
+            study.control in (*tuned, *likes),
+            f"{study.control} is the control (the first): no candidates, no like",
+        ),
+        (tuned and not (study.tune and study.tune_seeds), f"{', '.join(tuned)} are tuned; give tune and tune_seeds"),
+        (shared, f"seeds and tune_seeds share {shared}: what is chosen on a seed is not reported on it"),
+        (study.tune == study.test, f"tune and test are both {study.test}: nothing may be chosen on what is reported"),
+        (clashes, f"{', '.join(clashes)}: two names would share a folder; rename one"),
+        (TUNE in map(slug, study.cases), f"a case may not be called {TUNE}: that is the folder of the choices"),
+    ]
+
+
+def _method(place: str, value: object) -> Method:
+    if isinstance(value, str):
+        return Method(_words(place, value))
+    if not isinstance(value, dict):
+        raise ConfigError(f"{place}: expected options, or a mapping with any of {', '.join(_OF_METHOD)}; got {value!r}")
+    _check_keys(place, value, _OF_METHOD)
+    candidates = {str(k): _words(f"{place}, candidate {k}", v) for k, v in value.get("candidates", {}).items()}
+    options = _words(place, value.get("options", ""))
+    return Method(options, candidates, value.get("like", ""), value.get("own_burn_in", False))
+
+
+def _check_keys(place: str, values: Mapping[Any, Any], expected: Mapping[str, tuple[type, str]]) -> None:
+    for key, value in values.items():
+        if key not in expected:
+            near = difflib.get_close_matches(str(key), expected, n=1, cutoff=0.0)[0]
+            raise ConfigError(f"{place}: unknown key {key}; the nearest of {', '.join(expected)} is {near}")
+        kind, words = expected[key]
+        if not isinstance(value, kind):
+            raise ConfigError(f"{place}: {key} expects {words}, got {value!r}")
+
+
+def _words(place: str, text: object) -> Words:
+    """A string of KEY VALUE pairs, as a shell reads it."""
+    try:
+        words = tuple(shlex.split(text)) if isinstance(text, str) else None
+    except ValueError as error:
+        raise ConfigError(f"{place}: {text!r}: {error}") from None
+    if words is None or len(words) % 2:
+        raise ConfigError(f'{place}: expected a string of KEY VALUE pairs ("" for none), got {text!r}')
+    if taken := [key for key in words[::2] if key in _SET_HERE]:
+        raise ConfigError(f"{place}: {', '.join(taken)} is set by the study itself; leave it out")
+    return words
+
+
+def _numbers(place: str, values: list[Any]) -> tuple[int, ...]:
+    good = all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in values)
+    if not good or len(set(values)) < len(values):
+        raise ConfigError(f"{place}: expected whole numbers, each once, got {values}")
+    return tuple(values)

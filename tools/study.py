@@ -1,0 +1,96 @@
+"""Train the methods of a study on all its seeds, choose on one set, report on another; one table.
+
+    python tools/study.py --study configs/studies/digits.yaml --output output/studies/digits
+
+The file says which methods, candidates, cases and seeds (sed/engine/study_file.py; configs/studies has examples). Every
+method has the same steps, labels, weights and order of data by seed, and the control's burn-in. Candidates are compared
+on the tune set with seeds of their own; nothing is chosen on the test set. Finished runs are kept and never repeated:
+the command can be stopped at any time, killed too, and given again. Leaves choices.md, table.md, results.json and,
+where the file has `sizes`, ap_by_size.png and ap_by_scale.png; with --only it prints the table and writes none of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import signal
+import sys
+from pathlib import Path
+
+from engines import USER_ERRORS, pick
+from tqdm import tqdm
+
+from sed.data.files import save_text
+from sed.engine.study_file import Study, read_study
+from sed.engine.study_plan import Plan, choose
+from sed.engine.study_runs import Runner
+from sed.engine.study_table import by_scale, by_size, choices, scales, table
+from sed.evaluation.study_pictures import ap_by_scale, ap_by_size
+
+TOOLS = Path(__file__).parent
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--study", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each (default 2)")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="methods to run and print")
+    args = parser.parse_args(arguments)
+    if args.jobs < 1:
+        parser.error("--jobs is at least 1")
+    return args
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run what is missing, then print and write what was found."""
+    args = parse(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the runs are stopped too
+    try:
+        study = read_study(args.study)
+        plan = Plan(study, args.output, args.only)
+        with tqdm(total=plan.size, unit="run") as bar:
+            runner = make_runner(study.config, args.jobs, bar)
+            plan.check(runner)
+            tuned = plan.tune(runner)
+            chosen = choose(tuned)
+            for name in plan.tuned:
+                bar.write(f"{name}: {chosen[name]}")
+            if tuned and not args.only:
+                save_text(choices(study, tuned, chosen), args.output / "choices.md")
+            reported = plan.report(runner, chosen)
+            equal = plan.report_equal_seconds(runner, chosen, reported)
+    except USER_ERRORS as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; give the command again to go on")
+    text = table(study, reported, equal) + ("\n" + scales(study, reported) if study.sizes else "")
+    if not args.only:
+        write(study, args.output, text, {"chosen": chosen, "tuned": tuned, "test": reported, "equal seconds": equal})
+    print(f"\n{text}")
+
+
+def make_runner(config_file: Path, jobs: int, bar: tqdm) -> Runner:
+    """What trains and evaluates with the scripts beside this one."""
+
+    def load(path, words):
+        return pick(path, words).load_config(path, words)
+
+    return Runner(config_file, load, TOOLS / "train_net.py", TOOLS / "evaluate_scales.py", jobs, bar)
+
+
+def write(study: Study, output: Path, text: str, results: dict) -> None:
+    """table.md, results.json and the pictures."""
+    save_text(text, output / "table.md")
+    save_text(json.dumps(results, indent=1), output / "results.json")
+    main_case: dict = results["test"][study.main_case]
+    if study.sizes:
+        ap_by_size(output / "ap_by_size.png", by_size(main_case))
+        ap_by_scale(output / "ap_by_scale.png", by_scale(main_case))
+
+
+if __name__ == "__main__":
+    main()
