@@ -132,11 +132,12 @@ def region_consistency(
 
     distance = box_term.of_deltas(target.deltas, student.deltas, coder, symmetric)  # [R, K] or [R, 1]
     with torch.no_grad():
-        told, said = (probabilities(side.logits)[:, :-1] for side in (target, student))  # [R, K], background is last
-        if box_term.gate == "none":
-            weights = (told + said) / 2 if symmetric else told
-            count = torch.tensor(max(len(weights), 1))
-        else:
+        weights = told = probabilities(target.logits)[:, :-1]  # [R, K], background is the last
+        count: Tensor | int = max(len(told), 1)
+        if symmetric or box_term.gate != "none":
+            said = probabilities(student.logits)[:, :-1]
+            weights = (told + said) / 2
+        if box_term.gate != "none":
             weights = box_term.counted(told, said, symmetric).to(told.dtype)
             count = weights.sum().clamp(min=1)
         if distance.shape[1] == 1:

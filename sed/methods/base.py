@@ -81,7 +81,7 @@ def statistics_kept(model: nn.Module) -> Iterator[None]:
 
 
 def full_precision(tensor: Tensor) -> AbstractContextManager[None]:
-    """Autocast off on the device of `tensor`: the teacher works in float32 (METHOD 7), and so do its boxes."""
+    """Autocast off on the device of `tensor`: for a teacher whose boxes become labels (METHOD 7)."""
     return torch.autocast(tensor.device.type, enabled=False)
 
 

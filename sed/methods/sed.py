@@ -180,7 +180,7 @@ class SED(Method):
             full = self._look(self.student, weak)
         terms = []
         if o.lambda_scale > 0:
-            small = self._look(self.student, self._small(weak, strong, s))
+            small = self._look(self.student, self._small(unlabeled, s))
             terms.append(Term("scale", o.lambda_scale, full if self_consistent else teacher, small))
         if o.lambda_distill > 0:
             terms.append(Term("distill", o.lambda_distill, teacher, student))
@@ -212,8 +212,7 @@ class SED(Method):
             objects = sure_labels(found, o.threshold)
         terms = []
         if o.lambda_scale > 0:
-            small = self._small(*(images.pad_to_multiple(divisor * 2**s) for images in (weak, strong)), s)
-            terms.append(("scale", o.lambda_scale, small, s))
+            terms.append(("scale", o.lambda_scale, self._small(unlabeled, s), s))
         if o.lambda_distill > 0:
             terms.append(("distill", o.lambda_distill, strong, 0))
         losses = {}
@@ -252,8 +251,10 @@ class SED(Method):
             told.append(object_targets(region, own, t.boxes, sharpen(classes), teacher.coders["region"]))
         return RegionPrediction(torch.cat([t.logits for t in told]), torch.cat([t.deltas for t in told]), tuple(counts))
 
-    def _small(self, weak: Images, strong: Images, s: int) -> Images:
-        return downscale(weak if self.options.small_view == "weak" else strong, s)
+    def _small(self, unlabeled: UnlabeledBatch, s: int) -> Images:
+        """X^."""
+        images = unlabeled.weak if self.options.small_view == "weak" else unlabeled.strong
+        return downscale(images.pad_to_multiple(self.student.divisor * 2**s), s)
 
     def _look(self, model: Detector, images: Images) -> View:
         features = model.encode(images)
