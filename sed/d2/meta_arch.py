@@ -177,9 +177,7 @@ class ScaleConsistentRCNN(Detectron2Detector, GeneralizedRCNN):
         ]
         with _storage():
             proposals, losses = self.proposal_generator(_image_list(features), features.maps, found)
-            sampled = self.roi_heads.label_and_sample_proposals(proposals, found)
-        regions = [p.proposal_boxes.tensor for p in sampled]
-        return {self.loss_names[name]: loss for name, loss in losses.items()}, regions
+        return {self.loss_names[name]: loss for name, loss in losses.items()}, [p.proposal_boxes.tensor for p in proposals]
 
     def regions(self, features: Features, proposals: Sequence[Tensor]) -> RegionPrediction:
         """See `Detector.regions`."""

@@ -125,8 +125,8 @@ class Detector(nn.Module, ABC):
             targets: of these images.
 
         Returns:
-            The stock losses of the dense head, "dense_cls" and "dense_box"; and the regions that the stock region head
-            would be trained on, drawn as ever: N tensors [P_i, 4], no gradient.
+            The stock losses of the dense head, "dense_cls" and "dense_box"; and the proposals of each image after NMS,
+            best first: N tensors [P_i, 4], no gradient.
         """
         raise self._no_head("region")
 

@@ -167,10 +167,8 @@ class TorchvisionRCNN(TorchvisionDetector):
 
     def proposal_losses(self, features: Features, targets: Sequence[Targets]) -> tuple[dict[str, Tensor], list[Tensor]]:
         """See `Detector.proposal_losses`."""
-        told = _targets(targets)
-        proposals, rpn = self.model.rpn(self._image_list(features), features.maps, told)
-        regions, *_ = self.model.roi_heads.select_training_samples(proposals, told)
-        return {"dense_cls": rpn["loss_objectness"], "dense_box": rpn["loss_rpn_box_reg"]}, regions
+        proposals, rpn = self.model.rpn(self._image_list(features), features.maps, _targets(targets))
+        return {"dense_cls": rpn["loss_objectness"], "dense_box": rpn["loss_rpn_box_reg"]}, proposals
 
     def regions(self, features: Features, proposals: Sequence[Tensor]) -> RegionPrediction:
         """See `Detector.regions`."""

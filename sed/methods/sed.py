@@ -202,13 +202,13 @@ class SED(Method):
         """Both terms with the objects that the teacher is sure of as their targets [D].
 
         The detector's own losses with these objects as labels, on X_s and, halved, on X^. A region head is told
-        `object_targets` instead, on the regions that its own training would draw.
+        `object_targets` instead, on both networks' proposals and the objects themselves.
         """
         o, told_by, divisor = self.options, self.teacher.module, self.student.divisor
         weak, strong = (images.pad_to_multiple(divisor) for images in (unlabeled.weak, unlabeled.strong))
         with torch.no_grad(), full_precision(weak.tensor):
-            features = told_by.encode(weak) if "region" in self.heads else None
-            found = told_by.detect(weak) if features is None else told_by.detect_from(features)
+            teacher = self._look(told_by, weak) if "region" in self.heads else None
+            found = told_by.detect(weak) if teacher is None else told_by.detect_from(teacher.features)
             objects = sure_labels(found, o.threshold)
         terms = []
         if o.lambda_scale > 0:
@@ -218,13 +218,15 @@ class SED(Method):
         losses = {}
         for name, weight, images, scale in terms:
             labels = halved(objects, scale)
-            if features is None:
+            if teacher is None:
                 parts = self.student.supervised_losses(LabeledBatch(images, labels))
             else:
                 view = self.student.encode(images)
-                parts, regions = self.student.proposal_losses(view, labels)
-                said = self.student.regions(view, regions)
-                told = self._told(features, objects, [b * 2**scale for b in regions])
+                parts, proposals = self.student.proposal_losses(view, labels)
+                rows = zip(teacher.proposals, proposals, objects, strict=True)
+                boxes = [torch.cat([p, q[: o.regions_per_view] * 2**scale, t.boxes]) for p, q, t in rows]  # frame of X
+                told = self._told(teacher.features, objects, boxes)
+                said = self.student.regions(view, [b / 2**scale for b in boxes])
                 reweight, coder = self._reweight(name, "region"), self.student.coders["region"]
                 loss = region_consistency(told, said, reweight, False, self.box_term, coder)
                 parts |= {"region_cls": loss.cls, "region_box": loss.box}
@@ -236,20 +238,20 @@ class SED(Method):
         return losses
 
     @torch.no_grad()
-    def _told(self, features: Features, objects: Labels, regions: Sequence[Tensor]) -> RegionPrediction:
-        """What the teacher tells the regions [P_i, 4] of each image, in the frame of X."""
+    def _told(self, features: Features, objects: Labels, boxes: Sequence[Tensor]) -> RegionPrediction:
+        """What the teacher tells the regions [P_i, 4] of each image, of which the last are its objects; frame of X."""
         teacher, sharpen = self.teacher.module, self.sharpen["region"].softmax
-        counts = [len(b) for b in regions]
-        boxes = [torch.cat([b, t.boxes]) for b, t in zip(regions, objects, strict=True)]
         with full_precision(features.images.tensor):
             answer = teacher.regions(features, boxes)
         told = []
-        rows = zip(regions, counts, answer.logits.split(answer.counts), answer.deltas.split(answer.counts), strict=True)
-        for (region, n, p, d), t in zip(rows, objects, strict=True):
-            own, classes = RegionPrediction(sharpen(p[:n]), d[:n], (n,)), p[n:].clone()
+        rows = zip(boxes, answer.logits.split(answer.counts), answer.deltas.split(answer.counts), objects, strict=True)
+        for regions, logits, deltas, t in rows:
+            own = RegionPrediction(sharpen(logits), deltas, (len(regions),))
+            classes = logits[len(regions) - len(t.boxes) :].clone()
             classes[:, -1] = -CERTAIN  # there is an object: of which class?
-            told.append(object_targets(region, own, t.boxes, sharpen(classes), teacher.coders["region"]))
-        return RegionPrediction(torch.cat([t.logits for t in told]), torch.cat([t.deltas for t in told]), tuple(counts))
+            told.append(object_targets(regions, own, t.boxes, sharpen(classes), teacher.coders["region"]))
+        logits, deltas = (torch.cat([getattr(t, name) for t in told]) for name in ("logits", "deltas"))
+        return RegionPrediction(logits, deltas, answer.counts)
 
     def _small(self, unlabeled: UnlabeledBatch, s: int) -> Images:
         """X^."""

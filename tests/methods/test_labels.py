@@ -68,39 +68,42 @@ def test_by_objects_a_one_stage_detector_is_the_rivals_with_the_half_size_view(b
 
 @pytest.mark.parametrize("kind", ["l2", "l1", "giou"])
 def test_regions_are_told_by_the_objects(kind):
-    """The region head's part by hand, on the regions that its own training draws."""
+    """The region head's part by hand: both networks' best proposals and the objects, one region after another."""
     options = SEDOptions(**BY_OBJECTS, reweight="none", box_weight=0.5, box_kind=kind)
-    method, batch, drawn = make_method(sed=options), make_unlabeled(), []
+    method, batch, seen = make_method(sed=options), make_unlabeled(), []
     original = method.student.proposal_losses
 
     def proposal_losses(features, targets):
-        parts, regions = original(features, targets)
-        drawn.append((features, targets, regions))
-        return parts, regions
+        parts, proposals = original(features, targets)
+        seen.append((features, targets, proposals))
+        return parts, proposals
 
     method.student.proposal_losses = proposal_losses
     losses = run(method, batch)
     coder, teacher = method.student.coders["region"], method.teacher.module
     features = teacher.encode(batch.weak)
-    for term, s, (own_features, labels, regions) in zip(("scale", "distill"), (1, 0), drawn, strict=True):
+    theirs = teacher.propose(features, teacher.dense(features), 8)
+    for term, s, (own_features, labels, proposals) in zip(("scale", "distill"), (1, 0), seen, strict=True):
+        assert all(len(p) > 8 for p in proposals)
         assert [t.boxes.tolist() for t in labels] == [(FOUND.boxes[:2] / 2**s).tolist()] * 2
         cls, box, count = 0.0, 0.0, 0
         with torch.no_grad():
             for n in range(2):
-                boxes = [regions[n][:0]] * 2
-                boxes[n] = regions[n] * 2**s
+                regions = torch.cat([theirs[n], proposals[n][:8] * 2**s, FOUND.boxes[:2]])
+                boxes = [regions[:0]] * 2
+                boxes[n] = regions
                 own = teacher.regions(features, boxes)
                 boxes[n] = FOUND.boxes[:2]
                 classes = teacher.regions(features, boxes).logits
                 classes[:, -1] = -1e4
-                told = object_targets(regions[n] * 2**s, own, FOUND.boxes[:2], classes, coder)
-                boxes[n] = regions[n]
+                told = object_targets(regions, own, FOUND.boxes[:2], classes, coder)
+                boxes[n] = regions / 2**s
                 said = method.student.regions(own_features, boxes)
                 t, p = told.logits.softmax(-1), said.logits.log_softmax(-1)
                 cls += float((torch.special.xlogy(t, t) - t * p).sum())
                 distance = BoxTerm(kind).of_deltas(told.deltas, said.deltas, coder, False)  # [R, K]
                 box += float((t[:, :-1] * distance).sum())
-                count += len(regions[n])
+                count += len(regions)
         assert losses[f"{term}/region_cls"].item() == pytest.approx(2 * cls / count, rel=1e-4)
         assert losses[f"{term}/region_box"].item() == pytest.approx(2 * 0.5 * box / count, rel=1e-4)
 
