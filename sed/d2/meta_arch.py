@@ -177,7 +177,8 @@ class ScaleConsistentRCNN(Detectron2Detector, GeneralizedRCNN):
         ]
         with _storage():
             proposals, losses = self.proposal_generator(_image_list(features), features.maps, found)
-        return {self.loss_names[name]: loss for name, loss in losses.items()}, [p.proposal_boxes.tensor for p in proposals]
+        renamed = {self.loss_names[name]: loss for name, loss in losses.items()}
+        return renamed, [p.proposal_boxes.tensor for p in proposals]
 
     def regions(self, features: Features, proposals: Sequence[Tensor]) -> RegionPrediction:
         """See `Detector.regions`."""
