@@ -144,11 +144,11 @@ class ScaleConsistentRCNN(Detectron2Detector, GeneralizedRCNN):
         return GeneralizedRCNN.from_config(cfg)
 
     @torch.no_grad()
-    def detect_from(self, features: Features) -> list[Detections]:
-        """See `Detector.detect_from`: the stock inference after its backbone."""
-        images = _image_list(features)
-        proposals, _ = self.proposal_generator(images, features.maps, None)
-        found, _ = self.roi_heads(images, features.maps, proposals, None)
+    def detect_from(self, features: Features, proposals: Sequence[Tensor]) -> list[Detections]:
+        """See `Detector.detect_from`: the stock inference after its RPN."""
+        rows = zip(features.images.sizes, proposals, strict=True)
+        given = [Instances(size, proposal_boxes=Boxes(boxes)) for size, boxes in rows]
+        found, _ = self.roi_heads(_image_list(features), features.maps, given, None)
         results = [detector_postprocess(row, *row.image_size) for row in found]  # drops what has no extent
         return [Detections(r.pred_boxes.tensor, r.scores, r.pred_classes) for r in results]
 

@@ -113,8 +113,8 @@ class Detector(nn.Module, ABC):
         """The best `limit` proposals of each image after NMS, best first: N tensors [P_i, 4], no gradient."""
         raise self._no_head("region")
 
-    def detect_from(self, features: Features) -> list[Detections]:
-        """`detect` of a two-stage detector without its backbone, where `encode` has been called already."""
+    def detect_from(self, features: Features, proposals: Sequence[Tensor]) -> list[Detections]:
+        """The second half of a two-stage detector's `detect`: after `encode` and `propose`, of all proposals."""
         raise self._no_head("region")
 
     def proposal_losses(self, features: Features, targets: Sequence[Targets]) -> tuple[dict[str, Tensor], list[Tensor]]:

@@ -184,13 +184,14 @@ class TorchvisionRCNN(TorchvisionDetector):
     @torch.no_grad()
     def detect(self, images: Images) -> list[Detections]:
         """See `Detector.detect`."""
-        return self.detect_from(self.encode(images.pad_to_multiple(self.divisor)))
+        features = self.encode(images.pad_to_multiple(self.divisor))
+        proposals, _ = self.model.rpn(self._image_list(features), features.maps)
+        return self.detect_from(features, proposals)
 
     @torch.no_grad()
-    def detect_from(self, features: Features) -> list[Detections]:
+    def detect_from(self, features: Features, proposals: Sequence[Tensor]) -> list[Detections]:
         """See `Detector.detect_from`."""
-        proposals, _ = self.model.rpn(self._image_list(features), features.maps)
-        results, _ = self.model.roi_heads(features.maps, proposals, list(features.images.sizes))
+        results, _ = self.model.roi_heads(features.maps, list(proposals), list(features.images.sizes))
         return _detections(results)
 
 

@@ -38,6 +38,8 @@ from sed.detectors.base import Detector, Features
 from sed.methods.base import Method, Schedule, full_precision, statistics_kept
 from sed.methods.labels import Labels, halved, sure_labels
 
+ALL = 1_000_000  # proposals: as many as there are
+
 
 @dataclass(frozen=True)
 class SEDOptions:
@@ -210,8 +212,12 @@ class SED(Method):
         o, told_by, divisor = self.options, self.teacher.module, self.student.divisor
         weak, strong = (images.pad_to_multiple(divisor) for images in (unlabeled.weak, unlabeled.strong))
         with torch.no_grad(), full_precision(weak.tensor):
-            teacher = self._look(told_by, weak) if "region" in self.heads else None
-            found = told_by.detect(weak) if teacher is None else told_by.detect_from(teacher.features)
+            if "region" in self.heads:
+                features = told_by.encode(weak)
+                theirs = told_by.propose(features, told_by.dense(features), ALL)
+                found = told_by.detect_from(features, theirs)
+            else:
+                found = told_by.detect(weak)
             objects = sure_labels(found, o.threshold)
         terms = []
         if o.lambda_scale > 0:
@@ -221,14 +227,14 @@ class SED(Method):
         losses = {}
         for name, weight, images, scale in terms:
             labels = halved(objects, scale)
-            if teacher is None:
+            if "region" not in self.heads:
                 parts = self.student.supervised_losses(LabeledBatch(images, labels))
             else:
                 view = self.student.encode(images)
                 parts, proposals = self.student.proposal_losses(view, labels)
-                rows = zip(teacher.proposals, proposals, objects, strict=True)
-                boxes = [torch.cat([p, q[: o.regions_per_view] * 2**scale, t.boxes]) for p, q, t in rows]  # frame of X
-                told = self._told(teacher.features, objects, boxes)
+                rows, most = zip(theirs, proposals, objects, strict=True), o.regions_per_view
+                boxes = [torch.cat([p[:most], q[:most] * 2**scale, t.boxes]) for p, q, t in rows]  # frame of X
+                told = self._told(features, objects, boxes)
                 said = self.student.regions(view, [b / 2**scale for b in boxes])
                 reweight, coder = self._reweight(name, "region"), self.student.coders["region"]
                 loss = region_consistency(told, said, reweight, False, self.box_term, coder)
@@ -278,8 +284,8 @@ class SED(Method):
             boxes = full.proposals  # frame of X
             if symmetric:  # both views' proposals, brought to the frame of X
                 boxes = [torch.cat([p, q * 2**s]) for p, q in zip(boxes, small.proposals, strict=True)]
-            least = (self.options.scale_min_side * 2**s) ** 2
-            boxes = [b[(b[:, 2:] - b[:, :2]).prod(1) >= least] for b in boxes]
+            if least := (self.options.scale_min_side * 2**s) ** 2:
+                boxes = [b[(b[:, 2:] - b[:, :2]).prod(1) >= least] for b in boxes]
             with torch.set_grad_enabled(symmetric):
                 target = full.model.regions(full.features, boxes)
             own = small.model.regions(small.features, [b / 2**s for b in boxes])

@@ -64,7 +64,8 @@ def test_detections_from_a_pass_that_is_there_are_the_same(case, detector):
     images = make_images(((128, 128), (100, 120))).pad_to_multiple(detector.divisor)
     with torch.no_grad():
         features = detector.encode(images)
-    for one, other in zip(detector.detect(images), detector.detect_from(features), strict=True):
+        proposals = detector.propose(features, detector.dense(features), 10_000)
+    for one, other in zip(detector.detect(images), detector.detect_from(features, proposals), strict=True):
         assert len(one.boxes) > 3
         torch.testing.assert_close(one.boxes, other.boxes, atol=1e-3, rtol=1e-5)
         torch.testing.assert_close(one.scores, other.scores, atol=1e-5, rtol=1e-5)

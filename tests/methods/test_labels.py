@@ -36,7 +36,7 @@ def make_method(detector="small_rcnn", name="sed", sed=None, labels=None):
 
 def finding(method, found):
     """The method with a teacher that finds this in both images."""
-    method.teacher.module.detect = method.teacher.module.detect_from = lambda _: [found] * 2
+    method.teacher.module.detect = method.teacher.module.detect_from = lambda *_: [found] * 2
     return method
 
 
