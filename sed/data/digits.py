@@ -96,12 +96,13 @@ def make_set(folder: Path, stamp: dict, write: Callable[[Path], None]) -> Path:
         DataError: where something else lies there.
     """
     if not _is_current(folder, stamp):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        target = folder.resolve()  # where it is a link to another disk: the link stays
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         try:
             write(work)
             (work / _STAMP).write_text(json.dumps(stamp, indent=1))
-            _move_into_place(work, folder, stamp)
+            _move_into_place(work, target, stamp)
         finally:
             shutil.rmtree(work, ignore_errors=True)
     return folder

@@ -110,6 +110,18 @@ def test_made_once_and_again_when_the_version_changes(tmp_path: Path, monkeypatc
     assert [p.name for p in tmp_path.iterdir()] == ["digits"], "temporary folders are left behind"
 
 
+def test_a_link_to_another_disk_stays_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere, root = tmp_path / "elsewhere" / "digits", tmp_path / "root"
+    root.mkdir()
+    (root / "digits").symlink_to(elsewhere)
+    assert digits.make_digits(root, "digits", COUNTS) == root / "digits"  # made where nothing was
+    monkeypatch.setattr(digits, "VERSION", digits.VERSION + 1)
+    digits.make_digits(root, "digits", COUNTS)  # and made again
+    assert (root / "digits").is_symlink()
+    assert json.loads((elsewhere / "version.json").read_text())["version"] == digits.VERSION
+    assert [p.name for p in elsewhere.parent.iterdir()] == ["digits"]
+
+
 def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(digits, "_move_into_place", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
