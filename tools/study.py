@@ -6,7 +6,7 @@ The file says which methods, candidates, cases and seeds (sed/engine/study_file.
 method has the same steps, labels, weights and order of data by seed, and the control's burn-in. Candidates are compared
 on the tune set with seeds of their own; nothing is chosen on the test set. Finished runs are kept and never repeated:
 the command can be stopped at any time, killed too, and given again. Leaves choices.md, table.md, results.json and,
-where the file has `sizes`, ap_by_size.png and ap_by_scale.png; with --only it prints the table and writes none of them.
+where the file has `sizes`, ap_by_size.png and ap_by_scale.png, all of the methods that --only names, else of all.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--study", type=Path, required=True, metavar="FILE")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each (default 2)")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="methods to run and print")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="methods to run and to report")
     args = parser.parse_args(arguments)
     if args.jobs < 1:
         parser.error("--jobs is at least 1")
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
             chosen = choose(tuned)
             for name in plan.tuned:
                 bar.write(f"{name}: {chosen[name]}")
-            if tuned and not args.only:
+            if tuned:
                 save_text(choices(study, tuned, chosen), args.output / "choices.md")
             reported = plan.report(runner, chosen)
             equal = plan.report_equal_seconds(runner, chosen, reported)
@@ -68,8 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit("stopped; give the command again to go on")
     text = table(study, reported, equal) + ("\n" + scales(study, reported) if study.sizes else "")
-    if not args.only:
-        write(study, args.output, text, {"chosen": chosen, "tuned": tuned, "test": reported, "equal seconds": equal})
+    write(study, args.output, text, {"chosen": chosen, "tuned": tuned, "test": reported, "equal seconds": equal})
     print(f"\n{text}")
 
 

@@ -165,6 +165,11 @@ def test_finished_runs_are_kept_and_a_new_question_repeats_no_training(desk) -> 
     table = (desk.output / "table.md").read_text()
     desk.run("--only", "plus, hard", seeds=[0, 1, 2, 3], methods={**STUDY["methods"], "new": "SED.LAMBDA_DISTILL 0.5"})
     assert desk.calls == []
+    part = (desk.output / "table.md").read_text()
+    assert "| plus, hard |" in part
+    assert "| control |" not in part
+    desk.run(seeds=[0, 1, 2, 3])  # all of it again, for nothing
+    assert desk.calls == []
     assert (desk.output / "table.md").read_text() == table
 
 
