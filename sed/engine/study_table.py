@@ -39,7 +39,10 @@ def table(study: Study, reported: Reported, equal: Reported) -> str:
     for case, methods in reported.items():
         longer = equal.get(case, {})
         head = ["method", *COLUMNS, "AP, half-size input", "steps / seconds", f"{reference} - method: AP"]
-        head += ["AP, equal seconds (steps / seconds)", f"{reference} - method, equal seconds"] if longer else []
+        head += [f"{reference} - method: half-size input"]
+        if longer:
+            head += ["AP, equal seconds (steps / seconds)"]
+            head += [f"{reference} - method, equal seconds: {what}" for what in ("AP", "half-size input")]
         seeds = ", ".join(map(str, study.seeds))
         lines = [f"## {case}", "", f"On {study.test}; seeds {seeds}: mean ± standard deviation, and the mean of the"]
         lines += ["paired differences by seed with its 95 % interval (Student's t)."]
@@ -52,9 +55,9 @@ def table(study: Study, reported: Reported, equal: Reported) -> str:
                     label = f"{name}, student" if model == "student" else name
                     cells = [spread([run[model]["full"][c] for run in runs.values()]) for c in COLUMNS]
                     cells += [spread([run[model]["half"]["AP"] for run in runs.values()]), cost(runs)]
-                    cells.append("" if name == reference or base is None else against(base, runs, model))
+                    cells += _differences({} if name == reference else base, runs, model)
                     if longer:
-                        cells += [""] * 2 if name not in longer else _equal_cells(base, longer[name], model)
+                        cells += [""] * 3 if name not in longer else _equal_cells(base, longer[name], model)
                     lines.append(f"| {label} | {' | '.join(cells)} |")
         versions = {run["code"] for rows in (methods, longer) for runs in rows.values() for run in runs.values()}
         if len(versions) > 1:
@@ -89,9 +92,12 @@ def by_scale(reported: Mapping[str, Runs]) -> dict[str, dict[int, list[float]]]:
     return _each(reported, lambda run: {int(s): found["AP"] for s, found in run["teacher"]["sizes"].items()})
 
 
-def against(base: Runs, runs: Runs, model: str = "teacher") -> str:
-    """Mean and interval of AP of `base`'s teacher minus AP of `model`, seed by seed; a dash where one has none."""
-    pairs = [(base[seed]["teacher"]["full"]["AP"], run[model]["full"]["AP"]) for seed, run in runs.items()]
+def against(base: Runs, runs: Runs, model: str = "teacher", size: str = "full") -> str:
+    """Mean and interval of AP of `base`'s teacher minus AP of `model`, seed by seed; a dash where one has none.
+
+    Size: "full" or "half", of the test images.
+    """
+    pairs = [(base[seed]["teacher"][size]["AP"], run[model][size]["AP"]) for seed, run in runs.items()]
     gains = [a - b for a, b in pairs]
     return "-" if any(map(math.isnan, gains)) else interval(gains)
 
@@ -112,7 +118,11 @@ def number(found: Mapping[str, Any], *keys: str) -> float:
 
 def _equal_cells(base: Runs | None, runs: Runs, model: str) -> Sequence[str]:
     ap = spread([run[model]["full"]["AP"] for run in runs.values()])
-    return [f"{ap} ({cost(runs)})", "" if base is None else against(base, runs, model)]
+    return [f"{ap} ({cost(runs)})", *_differences(base, runs, model)]
+
+
+def _differences(base: Runs | None, runs: Runs, model: str) -> list[str]:
+    return [against(base, runs, model, size) if base else "" for size in ("full", "half")]
 
 
 def _each(reported: Mapping[str, Runs], values: Callable[[Result], dict]) -> dict:
