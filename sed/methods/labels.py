@@ -7,12 +7,88 @@ Shape shorthand: see `sed.core.structures`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 from sed.core.boxes import scale_boxes
-from sed.core.structures import Detections, Targets
+from sed.core.objects import neighbours, object_targets, refined_boxes
+from sed.core.structures import Detections, Images, RegionPrediction, Targets
+from sed.core.targets import CERTAIN
+from sed.detectors.base import Detector, Features
+from sed.methods.base import full_precision
 
 Labels = tuple[Targets, ...]
+_ALL = 1_000_000  # proposals: as many as there are
+
+
+class Found(NamedTuple):
+    """The teacher's sure detections in N images; features and N tensors [P_i, 4] of proposals with a region head."""
+
+    objects: Labels
+    features: Features | None
+    proposals: list[Tensor]
+
+
+@torch.no_grad()
+def find_objects(teacher: Detector, images: Images, threshold: float, refine_boxes: bool = False) -> Found:
+    """What the teacher detects and is sure of.
+
+    Args:
+        teacher: in eval mode.
+        images: the weak view.
+        threshold: least score, in [0, 1].
+        refine_boxes: whether a region head looks again at what it has found, see `refined_boxes`.
+    """
+    with full_precision(images.tensor):
+        if "region" not in teacher.heads:
+            return Found(sure_labels(teacher.detect(images), threshold), None, [])
+        features = teacher.encode(images.pad_to_multiple(teacher.divisor))
+        proposals = teacher.propose(features, teacher.dense(features), _ALL)
+        objects = sure_labels(teacher.detect_from(features, proposals), threshold)
+        return Found(_refined(teacher, features, objects) if refine_boxes else objects, features, proposals)
+
+
+def _refined(teacher: Detector, features: Features, objects: Labels) -> Labels:
+    around = [neighbours(t.boxes) for t in objects]  # [7, G_i, 4]
+    answer = teacher.regions(features, [boxes.flatten(0, 1) for boxes in around])
+    rows = zip(objects, around, answer.deltas.split(answer.counts), features.images.sizes, strict=True)
+    labels = []
+    for t, places, deltas, size in rows:
+        deltas = deltas.view(*places.shape[:2], deltas.shape[1], 4)  # [7, G, K or 1, 4]
+        if deltas.shape[2] > 1:  # those of its class
+            deltas = deltas[:, torch.arange(len(t.classes), device=t.classes.device), t.classes, None]
+        labels.append(Targets(refined_boxes(t.boxes, deltas[:, :, 0], teacher.coders["region"], size), t.classes))
+    return tuple(labels)
+
+
+@torch.no_grad()
+def tell_regions(
+    teacher: Detector, found: Found, boxes: Sequence[Tensor], sharpen: Callable[[Tensor], Tensor]
+) -> RegionPrediction:
+    """What the teacher tells regions by the objects that it has found.
+
+    Args:
+        teacher: as for `find_objects`.
+        found: by it.
+        boxes: the regions [P_i, 4] of each image, of which the last are its objects; the frame of the weak view.
+        sharpen: of class logits.
+    """
+    features = found.features
+    assert features is not None
+    with full_precision(features.images.tensor):
+        answer = teacher.regions(features, boxes)
+    told = []
+    split = zip(boxes, answer.logits.split(answer.counts), answer.deltas.split(answer.counts), strict=True)
+    for (regions, logits, deltas), t in zip(split, found.objects, strict=True):
+        own = RegionPrediction(sharpen(logits), deltas, (len(regions),))
+        classes = logits[len(regions) - len(t.boxes) :].clone()
+        classes[:, -1] = -CERTAIN  # there is an object: of which class?
+        told.append(object_targets(regions, own, t.boxes, sharpen(classes), teacher.coders["region"]))
+    logits, deltas = (torch.cat([getattr(t, name) for t in told]) for name in ("logits", "deltas"))
+    return RegionPrediction(logits, deltas, answer.counts)
 
 
 def sure_labels(found: Sequence[Detections], threshold: float) -> Labels:

@@ -17,8 +17,8 @@ from torch import Tensor
 from sed.core.structures import LabeledBatch, UnlabeledBatch
 from sed.core.views import downscale
 from sed.detectors.base import Detector
-from sed.methods.base import Method, Schedule, full_precision, statistics_kept
-from sed.methods.labels import halved, sure_labels
+from sed.methods.base import Method, Schedule, statistics_kept
+from sed.methods.labels import find_objects, halved
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,14 @@ class PseudoLabelOptions:
         weight: on the unsupervised losses, beside n_u / n_s.
         box_loss: whether pseudo-labels also train the boxes.
         half_size: whether the pseudo-labels also train the half-size view.
+        refine_boxes: of `find_objects`; Unbiased Teacher does not.
     """
 
     threshold: float = 0.7
     weight: float = 4.0
     box_loss: bool = False
     half_size: bool = False
+    refine_boxes: bool = False
 
 
 class PseudoLabel(Method):
@@ -50,17 +52,17 @@ class PseudoLabel(Method):
         losses = self.supervised(labeled)
         if unlabeled is None:
             return losses
-        with torch.no_grad(), full_precision(unlabeled.weak.tensor):
-            labels = sure_labels(self.teacher.module.detect(unlabeled.weak), self.options.threshold)
-        weight = self.options.weight * len(unlabeled) / len(labeled) * self.schedule.ramp(step)
+        o = self.options
+        labels = find_objects(self.teacher.module, unlabeled.weak, o.threshold, o.refine_boxes).objects
+        weight = o.weight * len(unlabeled) / len(labeled) * self.schedule.ramp(step)
         views = {"pseudo": (unlabeled.strong, labels)}
-        if self.options.half_size:
+        if o.half_size:
             weak = unlabeled.weak.pad_to_multiple(2 * self.student.divisor)
             views["pseudo_half"] = (downscale(weak, 1), halved(labels))
         with statistics_kept(self.student):
             for term, (images, told) in views.items():
                 for part, loss in self.student.supervised_losses(LabeledBatch(images, told)).items():
-                    if part.endswith("_cls") or self.options.box_loss:
+                    if part.endswith("_cls") or o.box_loss:
                         losses[f"{term}/{part}"] = weight * loss
         self.metrics["teacher_positives"] = torch.tensor(sum(len(t.classes) for t in labels))
         return losses

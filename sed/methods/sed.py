@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from sed.core.box_terms import BoxTerm
 from sed.core.consistency import ConsistencyLoss, dense_consistency, region_consistency
 from sed.core.matching import match_views, query_consistency
-from sed.core.objects import object_targets
 from sed.core.reweighting import Reweight, make_reweight, mean
 from sed.core.structures import (
     DensePrediction,
@@ -32,13 +31,11 @@ from sed.core.structures import (
     RegionPrediction,
     UnlabeledBatch,
 )
-from sed.core.targets import CERTAIN, Sharpening
+from sed.core.targets import Sharpening
 from sed.core.views import LevelPair, downscale, draw_scale, pair_levels
 from sed.detectors.base import Detector, Features
-from sed.methods.base import Method, Schedule, full_precision, statistics_kept
-from sed.methods.labels import Labels, halved, sure_labels
-
-ALL = 1_000_000  # proposals: as many as there are
+from sed.methods.base import Method, Schedule, statistics_kept
+from sed.methods.labels import find_objects, halved, tell_regions
 
 
 @dataclass(frozen=True)
@@ -52,6 +49,7 @@ class SEDOptions:
             "objects": the teacher's sure detections say where objects are, in both terms (see `SED._by_objects`). The
             anchored scale term has the same targets, also the hard ones.
         threshold: least score, in [0, 1], of a sure detection.
+        refine_boxes: whether the teacher's region head looks again at sure detections, see `find_objects`.
         temperature: T of `Sharpening`, on all targets that the teacher gives.
         top_mass: m of `Sharpening`, likewise.
         scale_target: "student" (Eq. 2 as printed) or "teacher" (the anchored form, METHOD 11).
@@ -78,6 +76,7 @@ class SEDOptions:
     lambda_distill: float = 1.0
     distill_target: str = "soft"
     threshold: float = 0.7
+    refine_boxes: bool = False
     temperature: float = 1.0
     top_mass: float = 0.0
     scale_target: str = "student"
@@ -209,16 +208,9 @@ class SED(Method):
         The detector's own losses with these objects as labels, on X_s and, halved, on X^. A region head is told
         `object_targets` instead, on both networks' proposals and the objects themselves.
         """
-        o, told_by, divisor = self.options, self.teacher.module, self.student.divisor
-        weak, strong = (images.pad_to_multiple(divisor) for images in (unlabeled.weak, unlabeled.strong))
-        with torch.no_grad(), full_precision(weak.tensor):
-            if "region" in self.heads:
-                features = told_by.encode(weak)
-                theirs = told_by.propose(features, told_by.dense(features), ALL)
-                found = told_by.detect_from(features, theirs)
-            else:
-                found = told_by.detect(weak)
-            objects = sure_labels(found, o.threshold)
+        o, teacher = self.options, self.teacher.module
+        found = find_objects(teacher, unlabeled.weak, o.threshold, o.refine_boxes)
+        strong = unlabeled.strong.pad_to_multiple(self.student.divisor)
         terms = []
         if o.lambda_scale > 0:
             terms.append(("scale", o.lambda_scale, self._small(unlabeled, s), s))
@@ -226,15 +218,15 @@ class SED(Method):
             terms.append(("distill", o.lambda_distill, strong, 0))
         losses = {}
         for name, weight, images, scale in terms:
-            labels = halved(objects, scale)
+            labels = halved(found.objects, scale)
             if "region" not in self.heads:
                 parts = self.student.supervised_losses(LabeledBatch(images, labels))
             else:
                 view = self.student.encode(images)
                 parts, proposals = self.student.proposal_losses(view, labels)
-                rows, most = zip(theirs, proposals, objects, strict=True), o.regions_per_view
+                rows, most = zip(found.proposals, proposals, found.objects, strict=True), o.regions_per_view
                 boxes = [torch.cat([p[:most], q[:most] * 2**scale, t.boxes]) for p, q, t in rows]  # frame of X
-                told = self._told(features, objects, boxes)
+                told = tell_regions(teacher, found, boxes, self.sharpen["region"].softmax)
                 said = self.student.regions(view, [b / 2**scale for b in boxes])
                 reweight, coder = self._reweight(name, "region"), self.student.coders["region"]
                 loss = region_consistency(told, said, reweight, False, self.box_term, coder)
@@ -243,24 +235,8 @@ class SED(Method):
                 factor = o.box_weight if part.endswith("_box") else 1.0
                 if factor:
                     losses[f"{name}/{part}"] = weight * factor * loss
-        self.metrics["teacher_positives"] = torch.tensor(sum(len(t.classes) for t in objects))
+        self.metrics["teacher_positives"] = torch.tensor(sum(len(t.classes) for t in found.objects))
         return losses
-
-    @torch.no_grad()
-    def _told(self, features: Features, objects: Labels, boxes: Sequence[Tensor]) -> RegionPrediction:
-        """What the teacher tells the regions [P_i, 4] of each image, of which the last are its objects; frame of X."""
-        teacher, sharpen = self.teacher.module, self.sharpen["region"].softmax
-        with full_precision(features.images.tensor):
-            answer = teacher.regions(features, boxes)
-        told = []
-        rows = zip(boxes, answer.logits.split(answer.counts), answer.deltas.split(answer.counts), objects, strict=True)
-        for regions, logits, deltas, t in rows:
-            own = RegionPrediction(sharpen(logits), deltas, (len(regions),))
-            classes = logits[len(regions) - len(t.boxes) :].clone()
-            classes[:, -1] = -CERTAIN  # there is an object: of which class?
-            told.append(object_targets(regions, own, t.boxes, sharpen(classes), teacher.coders["region"]))
-        logits, deltas = (torch.cat([getattr(t, name) for t in told]) for name in ("logits", "deltas"))
-        return RegionPrediction(logits, deltas, answer.counts)
 
     def _small(self, unlabeled: UnlabeledBatch, s: int) -> Images:
         """X^."""
