@@ -140,7 +140,6 @@ def get_cfg() -> CfgNode:
     # both terms; then BOX.KIND and GATE, REWEIGHT, TEMPERATURE and TOP_MASS act on the region head alone
     c.SED.DISTILL_TARGET = "soft"
     c.SED.THRESHOLD = 0.7  # objects: least score of a detection that the teacher is sure of
-    c.SED.REFINE_BOXES = False  # objects: the region head looks at them again from seven places (sed/core/objects.py)
     c.SED.TEMPERATURE = 1.0  # of the teacher's targets; below 1 they are sharper
     c.SED.TOP_MASS = 0.0  # of the teacher's targets: share of the hard label in them
     c.SED.SCALE_TARGET = "student"  # student: Eq. 2 as printed | teacher: the anchored form (METHOD 11)
@@ -169,7 +168,6 @@ def get_cfg() -> CfgNode:
     c.PSEUDO_LABEL.WEIGHT = 4.0
     c.PSEUDO_LABEL.BOX_LOSS = False  # Unbiased Teacher trains no boxes on pseudo-labels
     c.PSEUDO_LABEL.HALF_SIZE = False  # True: also the half-size view, with the same labels, halved (METHOD 11)
-    c.PSEUDO_LABEL.REFINE_BOXES = False  # as SED.REFINE_BOXES
     return c
 
 
@@ -180,8 +178,8 @@ CLASSES_KEYS = {  # meta-architecture -> the key of K
 }
 # What `SED.PRESET name`, in a file or on the command line, sets: the switches below to the paper's values, then its
 # own. Keys beside it or later have the last word. docs/evidence.md says what each is worth.
-_SWITCHES = ("LAMBDA_SCALE", "LAMBDA_DISTILL", "DISTILL_TARGET", "THRESHOLD", "REFINE_BOXES", "TEMPERATURE", "TOP_MASS")
-_SWITCHES += ("SCALE_TARGET", "SCALE_SOURCE", "SCALE_MIN_SIDE", "SMALL_VIEW", "BOX.WEIGHT", "BOX.KIND", "BOX.GATE")
+_SWITCHES = ("LAMBDA_SCALE", "LAMBDA_DISTILL", "DISTILL_TARGET", "THRESHOLD", "TEMPERATURE", "TOP_MASS", "SCALE_TARGET")
+_SWITCHES += ("SCALE_SOURCE", "SCALE_MIN_SIDE", "SMALL_VIEW", "BOX.WEIGHT", "BOX.KIND", "BOX.GATE")
 _SWITCHES += ("REWEIGHT.KIND", "REWEIGHT.SCALE_TERM", "REWEIGHT.BINS", "REWEIGHT.MOMENTUM")
 
 
@@ -197,7 +195,6 @@ def _presets() -> dict[str, dict[str, object]]:
         "SED.LAMBDA_SCALE": 2.0,
         "SED.LAMBDA_DISTILL": 2.0,
         "SED.DISTILL_TARGET": "objects",
-        "SED.REFINE_BOXES": True,
         "SED.BOX.KIND": "l1",
         "SED.REWEIGHT.KIND": "none",
     }

@@ -98,14 +98,8 @@ def encode(regions: Tensor, boxes: Tensor, coder: Coder) -> Tensor:
     return torch.cat((shift, (own / size).log()), -1) * regions.new_tensor(coder)
 
 
-def decode(regions: Tensor, deltas: Tensor, coder: Coder) -> Tensor:
-    """The boxes [.., 4] that deltas [.., 4] make of regions [.., 4], (x0, y0, x1, y1): the inverse of `encode`."""
-    size, centre = regions[..., 2:] - regions[..., :2], (regions[..., :2] + regions[..., 2:]) / 2
-    return _decode(deltas, coder) * torch.cat((size, size), -1) + torch.cat((centre, centre), -1)
-
-
 def _decode(deltas: Tensor, coder: Coder) -> Tensor:
-    """(x0, y0, x1, y1) of the boxes that deltas [.., 4] make of the unit square about the origin."""
+    """(x0, y0, x1, y1) of the boxes that deltas [.., 4] make of the unit square."""
     dx, dy, dw, dh = (part / weight for part, weight in zip(deltas.unbind(-1), coder, strict=True))
     size = torch.stack((dw, dh), -1).clamp(max=_LARGEST).exp()
     return corners(torch.cat((torch.stack((dx, dy), -1), size), -1))

@@ -13,18 +13,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sed.core.box_terms import Coder, decode, encode
-from sed.core.boxes import clip_boxes, iou_matrix
-from sed.core.structures import RegionPrediction, Size
+from sed.core.box_terms import Coder, encode
+from sed.core.boxes import iou_matrix
+from sed.core.structures import RegionPrediction
 from sed.core.targets import CERTAIN
 
 ON, NEAR = 0.5, 0.1  # IoU from which a region shows an object; from which it shows too little of one
-SHIFT, STRETCH = 0.1, 1.15  # of a box's neighbours: the part of its sides that they are moved by; their sides by its
-_MOVES = (  # of (x, y, both sides)
-    (0.0, 0.0, 1.0),
-    *((SHIFT, 0.0, 1.0), (-SHIFT, 0.0, 1.0), (0.0, SHIFT, 1.0), (0.0, -SHIFT, 1.0)),
-    *((0.0, 0.0, STRETCH), (0.0, 0.0, 1 / STRETCH)),
-)
 
 
 @torch.no_grad()
@@ -56,33 +50,3 @@ def object_targets(
     logits = torch.where(on[:, None], classes[which], logits)
     deltas = encode(regions, objects[which], coder).to(own.deltas.dtype)  # [P, 4]
     return RegionPrediction(logits, torch.where(on[:, None, None], deltas[:, None], own.deltas), own.counts)
-
-
-def neighbours(boxes: Tensor) -> Tensor:
-    """Boxes [G, 4], each moved a little in four directions, stretched and shrunk about its centre: [7, G, 4].
-
-    The first of the seven are the boxes themselves.
-    """
-    moves = boxes.new_tensor(_MOVES)[:, None]  # [7, 1, 3]
-    size, centre = boxes[:, 2:] - boxes[:, :2], (boxes[:, :2] + boxes[:, 2:]) / 2
-    centre, half = centre + moves[..., :2] * size, moves[..., 2:] * size / 2  # [7, G, 2]
-    return torch.cat((centre - half, centre + half), -1)
-
-
-@torch.no_grad()
-def refined_boxes(boxes: Tensor, deltas: Tensor, coder: Coder, size: Size) -> Tensor:
-    """The mean of what a region head makes of boxes and their neighbours; no gradient.
-
-    A head that looks at a box from seven places errs less than it does from where one proposal happened to lie.
-
-    Args:
-        boxes: [G, 4], within the image.
-        deltas: the head's answers [7, G, 4] to `neighbours(boxes)`.
-        coder: the weights in the deltas.
-        size: of the image; boxes are cut at its borders.
-
-    Returns:
-        [G, 4]; a box that would be left without an extent stays as it was.
-    """
-    better = clip_boxes(decode(neighbours(boxes), deltas.to(boxes.dtype), coder).mean(0), size)
-    return torch.where((better[:, 2:] > better[:, :2]).all(1, keepdim=True), better, boxes)

@@ -54,7 +54,6 @@ def method_from_keys(config: Mapping[str, Any], student: Detector) -> Method:
         threshold=sed["THRESHOLD"],
         temperature=sed["TEMPERATURE"],
         top_mass=sed["TOP_MASS"],
-        refine_boxes=sed["REFINE_BOXES"],
         scale_target=sed["SCALE_TARGET"],
         scale_source=sed["SCALE_SOURCE"],
         small_view=sed["SMALL_VIEW"],
@@ -78,6 +77,5 @@ def method_from_keys(config: Mapping[str, Any], student: Detector) -> Method:
         weight=pseudo["WEIGHT"],
         box_loss=pseudo["BOX_LOSS"],
         half_size=pseudo["HALF_SIZE"],
-        refine_boxes=pseudo["REFINE_BOXES"],
     )
     return build_method(semi["METHOD"], student, schedule, options, labels)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sed.core.boxes import scale_boxes
-from sed.core.objects import neighbours, object_targets, refined_boxes
+from sed.core.objects import object_targets
 from sed.core.structures import Detections, Images, RegionPrediction, Targets
 from sed.core.targets import CERTAIN
 from sed.detectors.base import Detector, Features
@@ -33,35 +33,20 @@ class Found(NamedTuple):
 
 
 @torch.no_grad()
-def find_objects(teacher: Detector, images: Images, threshold: float, refine_boxes: bool = False) -> Found:
+def find_objects(teacher: Detector, images: Images, threshold: float) -> Found:
     """What the teacher detects and is sure of.
 
     Args:
         teacher: in eval mode.
         images: the weak view.
         threshold: least score, in [0, 1].
-        refine_boxes: whether a region head looks again at what it has found, see `refined_boxes`.
     """
     with full_precision(images.tensor):
         if "region" not in teacher.heads:
             return Found(sure_labels(teacher.detect(images), threshold), None, [])
         features = teacher.encode(images.pad_to_multiple(teacher.divisor))
         proposals = teacher.propose(features, teacher.dense(features), _ALL)
-        objects = sure_labels(teacher.detect_from(features, proposals), threshold)
-        return Found(_refined(teacher, features, objects) if refine_boxes else objects, features, proposals)
-
-
-def _refined(teacher: Detector, features: Features, objects: Labels) -> Labels:
-    around = [neighbours(t.boxes) for t in objects]  # [7, G_i, 4]
-    answer = teacher.regions(features, [boxes.flatten(0, 1) for boxes in around])
-    rows = zip(objects, around, answer.deltas.split(answer.counts), features.images.sizes, strict=True)
-    labels = []
-    for t, places, deltas, size in rows:
-        deltas = deltas.view(*places.shape[:2], deltas.shape[1], 4)  # [7, G, K or 1, 4]
-        if deltas.shape[2] > 1:  # those of its class
-            deltas = deltas[:, torch.arange(len(t.classes), device=t.classes.device), t.classes, None]
-        labels.append(Targets(refined_boxes(t.boxes, deltas[:, :, 0], teacher.coders["region"], size), t.classes))
-    return tuple(labels)
+        return Found(sure_labels(teacher.detect_from(features, proposals), threshold), features, proposals)
 
 
 @torch.no_grad()

@@ -30,14 +30,12 @@ class PseudoLabelOptions:
         weight: on the unsupervised losses, beside n_u / n_s.
         box_loss: whether pseudo-labels also train the boxes.
         half_size: whether the pseudo-labels also train the half-size view.
-        refine_boxes: of `find_objects`; Unbiased Teacher does not.
     """
 
     threshold: float = 0.7
     weight: float = 4.0
     box_loss: bool = False
     half_size: bool = False
-    refine_boxes: bool = False
 
 
 class PseudoLabel(Method):
@@ -53,7 +51,7 @@ class PseudoLabel(Method):
         if unlabeled is None:
             return losses
         o = self.options
-        labels = find_objects(self.teacher.module, unlabeled.weak, o.threshold, o.refine_boxes).objects
+        labels = find_objects(self.teacher.module, unlabeled.weak, o.threshold).objects
         weight = o.weight * len(unlabeled) / len(labeled) * self.schedule.ramp(step)
         views = {"pseudo": (unlabeled.strong, labels)}
         if o.half_size:

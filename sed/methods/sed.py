@@ -49,7 +49,6 @@ class SEDOptions:
             "objects": the teacher's sure detections say where objects are, in both terms (see `SED._by_objects`). The
             anchored scale term has the same targets, also the hard ones.
         threshold: least score, in [0, 1], of a sure detection.
-        refine_boxes: whether the teacher's region head looks again at sure detections, see `find_objects`.
         temperature: T of `Sharpening`, on all targets that the teacher gives.
         top_mass: m of `Sharpening`, likewise.
         scale_target: "student" (Eq. 2 as printed) or "teacher" (the anchored form, METHOD 11).
@@ -76,7 +75,6 @@ class SEDOptions:
     lambda_distill: float = 1.0
     distill_target: str = "soft"
     threshold: float = 0.7
-    refine_boxes: bool = False
     temperature: float = 1.0
     top_mass: float = 0.0
     scale_target: str = "student"
@@ -209,7 +207,7 @@ class SED(Method):
         `object_targets` instead, on both networks' proposals and the objects themselves.
         """
         o, teacher = self.options, self.teacher.module
-        found = find_objects(teacher, unlabeled.weak, o.threshold, o.refine_boxes)
+        found = find_objects(teacher, unlabeled.weak, o.threshold)
         strong = unlabeled.strong.pad_to_multiple(self.student.divisor)
         terms = []
         if o.lambda_scale > 0:

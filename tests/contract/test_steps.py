@@ -125,7 +125,7 @@ METHODS = {
     "sed_anchored": ("sed", {"sed": SEDOptions(regions_per_view=8, scale_target="teacher")}),
     "sed_plus": (
         "sed",
-        {"sed": SEDOptions(distill_target="objects", threshold=0.0, box_kind="l1", refine_boxes=True)},
+        {"sed": SEDOptions(distill_target="objects", threshold=0.0, box_kind="l1")},
     ),
     "pseudo_label": ("pseudo_label", {"pseudo_label": PseudoLabelOptions(threshold=0.0, box_loss=True)}),
 }

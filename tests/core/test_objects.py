@@ -8,8 +8,8 @@ import pytest
 import torch
 from torchvision.models.detection._utils import BoxCoder
 
-from sed.core.box_terms import UNIT, decode, encode
-from sed.core.objects import neighbours, object_targets, refined_boxes
+from sed.core.box_terms import UNIT, encode
+from sed.core.objects import object_targets
 from sed.core.structures import RegionPrediction
 from tests.reference import equations
 
@@ -113,52 +113,3 @@ def test_order_of_regions_and_objects_changes_nothing():
 def test_deltas_are_the_frameworks_own():
     a, b = random_boxes(9, 5), random_boxes(9, 6)
     torch.testing.assert_close(encode(a, b, CODER), BoxCoder(CODER).encode_single(b, a))
-
-
-# ---------------------------------------------------------------- boxes looked at again
-def test_neighbours_by_hand():
-    around = neighbours(torch.tensor([[10.0, 20, 20, 40], [0, 0, 2, 2]]))
-    expected = [[10, 20, 20, 40], [11, 20, 21, 40], [9, 20, 19, 40], [10, 22, 20, 42], [10, 18, 20, 38]]
-    expected += [[15 - 5.75, 30 - 11.5, 15 + 5.75, 30 + 11.5]]
-    expected += [[15 - 5 / 1.15, 30 - 10 / 1.15, 15 + 5 / 1.15, 30 + 10 / 1.15]]
-    torch.testing.assert_close(around[:, 0], torch.tensor(expected))
-    torch.testing.assert_close(around[1, 1], torch.tensor([0.2, 0, 2.2, 2]))
-
-
-def test_decoding_is_the_frameworks_own_and_the_inverse_of_encoding():
-    a, b = random_boxes(9, 5), random_boxes(9, 6)
-    deltas = encode(a, b, CODER)
-    torch.testing.assert_close(decode(a, deltas, CODER), b)
-    torch.testing.assert_close(decode(a, deltas, CODER), BoxCoder(CODER).decode_single(deltas, a))
-
-
-def test_refined_boxes_equal_the_literal_form():
-    boxes = random_boxes(6, 7)
-    deltas = 2 * torch.randn(7, 6, 4).double()
-    found = refined_boxes(boxes, deltas, CODER, (60, 50))
-    around, rows = neighbours(boxes), []
-    for g in range(6):
-        corner = []
-        for n in range(7):
-            x0, y0, x1, y1 = around[n, g].tolist()
-            dx, dy, dw, dh = (d / w for d, w in zip(deltas[n, g].tolist(), CODER, strict=True))
-            cx, cy = (x0 + x1) / 2 + dx * (x1 - x0), (y0 + y1) / 2 + dy * (y1 - y0)
-            w, h = (x1 - x0) * math.exp(dw), (y1 - y0) * math.exp(dh)
-            corner.append([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2])
-        mean = [sum(c[k] for c in corner) / 7 for k in range(4)]
-        rows.append([min(max(v, 0), (50, 60)[k % 2]) for k, v in enumerate(mean)])
-    torch.testing.assert_close(found, torch.tensor(rows, dtype=torch.float64))
-    assert (found[:, 2] == 50).any()  # some were cut
-
-
-def test_refined_boxes_at_the_limits():
-    boxes, truth = random_boxes(5, 9), random_boxes(5, 10)
-    sure = encode(neighbours(boxes), truth.expand(7, 5, 4), CODER).requires_grad_()
-    found = refined_boxes(boxes, sure, CODER, (100, 100))
-    torch.testing.assert_close(found, truth)  # all seven say the same: that is it
-    assert not found.requires_grad
-    assert refined_boxes(boxes[:0], sure[:, :0], CODER, (9, 9)).shape == (0, 4)
-    outside = encode(neighbours(boxes), (truth + 200).expand(7, 5, 4), CODER)
-    assert torch.equal(refined_boxes(boxes, outside, CODER, (100, 100)), boxes)  # nothing of it is in the image
-    half = refined_boxes(boxes.float(), sure.half(), CODER, (100, 100))
-    assert half.dtype == torch.float32

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sed.core.box_terms import BoxTerm, encode
-from sed.core.objects import neighbours, object_targets
-from sed.core.structures import Detections, RegionPrediction, Targets
+from sed.core.box_terms import BoxTerm
+from sed.core.objects import object_targets
+from sed.core.structures import Detections, Targets
 from sed.methods.base import Schedule
 from sed.methods.build import build_method
-from sed.methods.labels import find_objects, halved, sure_labels
+from sed.methods.labels import halved, sure_labels
 from sed.methods.pseudo_label import PseudoLabelOptions
 from sed.methods.sed import SEDOptions
 from tests.reference.detectors import make_detector, make_labeled, make_unlabeled
@@ -169,50 +169,3 @@ def test_the_teacher_works_in_float32_under_autocast(name):
     assert all(loss.isfinite() for loss in losses.values())
     assert all(dtype == torch.float32 for dtype in seen)
     sum(losses.values()).backward()
-
-
-@pytest.mark.parametrize("columns", [1, 3])
-def test_refined_boxes_are_what_the_region_head_says_of_their_class(columns):
-    """A head that sees its object from everywhere, and answers wrongly for every other class."""
-    teacher, images = make_detector().eval(), make_unlabeled().weak
-    truth = torch.tensor([[6.0, 5, 29, 33], [18, 8, 47, 42]])
-    nobody = Detections(FOUND.boxes[:0], FOUND.scores[:0], FOUND.classes[:0])
-    teacher.detect_from = lambda *_: [FOUND, nobody]
-    coder, asked = teacher.coders["region"], []
-
-    def regions(features, boxes):
-        asked.extend(boxes)
-        right = encode(boxes[0], truth.repeat(7, 1), coder)  # [14, 4]
-        deltas = torch.full((14, columns, 4), 9.0)
-        deltas[torch.arange(14), (torch.tensor([0, 2]) if columns > 1 else torch.zeros(2).long()).repeat(7)] = right
-        return RegionPrediction(torch.zeros(14, 4), deltas, (14, 0))
-
-    teacher.regions = regions
-    found = find_objects(teacher, images, 0.7, refine_boxes=True)
-    torch.testing.assert_close(found.objects[0].boxes, truth)
-    assert found.objects[0].classes.tolist() == [0, 2]
-    assert found.objects[1].boxes.shape == (0, 4)
-    torch.testing.assert_close(asked[0].view(7, 2, 4), neighbours(FOUND.boxes[:2]))
-    assert len(asked[1]) == 0
-    torch.testing.assert_close(find_objects(teacher, images, 0.7).objects[0].boxes, FOUND.boxes[:2])
-
-
-@pytest.mark.parametrize("name", ["sed", "pseudo_label"])
-def test_refined_boxes_are_what_the_student_is_told(name):
-    seen = {}
-    for refine in (False, True):
-        labels = PseudoLabelOptions(box_loss=True, half_size=True, refine_boxes=refine)
-        method = make_method(name=name, sed=SEDOptions(**BY_OBJECTS, refine_boxes=refine), labels=labels)
-        seen[refine] = run(method)
-        expected = find_objects(method.teacher.module, make_unlabeled().weak, 0.7, refine).objects
-        assert (expected[0].boxes != FOUND.boxes[:2]).any() == refine
-    for term in ("scale", "distill") if name == "sed" else ("pseudo", "pseudo_half"):
-        assert seen[True][f"{term}/region_box"] != seen[False][f"{term}/region_box"]
-
-
-def test_one_stage_detectors_have_nothing_to_refine_with():
-    teacher, images = make_detector("resnet_retinanet").eval(), make_unlabeled().weak
-    teacher.detect = lambda _: [FOUND] * 2
-    found = find_objects(teacher, images, 0.7, refine_boxes=True)
-    assert torch.equal(found.objects[0].boxes, FOUND.boxes[:2])
-    assert (found.features, found.proposals) == (None, [])
