@@ -146,7 +146,6 @@ def get_cfg() -> CfgNode:
     c.SED.SCALE_SOURCE = "strong"  # which student view is P(X) of Eq. 2: strong | weak (one more pass)
     c.SED.SMALL_VIEW = "weak"  # which view is made small: weak | strong
     c.SED.MAX_SCALE = 1  # S: the small view is 1/2^s, s drawn from {1..S}
-    c.SED.SCALE_MIN_SIDE = 0.0  # of the scale term's regions: least square root of the area on the small view, pixels
     c.SED.REGIONS_PER_VIEW = 256  # proposals a view for the region terms (pairs an image: twice that)
     c.SED.LAMBDA_IOU = 1.0  # lambda of Alg. 1: GIoU beside the class divergence when queries are matched
     c.SED.BOX = CfgNode()
@@ -179,7 +178,7 @@ CLASSES_KEYS = {  # meta-architecture -> the key of K
 # What `SED.PRESET name`, in a file or on the command line, sets: the switches below to the paper's values, then its
 # own. Keys beside it or later have the last word. docs/evidence.md says what each is worth.
 _SWITCHES = ("LAMBDA_SCALE", "LAMBDA_DISTILL", "DISTILL_TARGET", "THRESHOLD", "TEMPERATURE", "TOP_MASS", "SCALE_TARGET")
-_SWITCHES += ("SCALE_SOURCE", "SCALE_MIN_SIDE", "SMALL_VIEW", "BOX.WEIGHT", "BOX.KIND", "BOX.GATE")
+_SWITCHES += ("SCALE_SOURCE", "SMALL_VIEW", "BOX.WEIGHT", "BOX.KIND", "BOX.GATE")
 _SWITCHES += ("REWEIGHT.KIND", "REWEIGHT.SCALE_TERM", "REWEIGHT.BINS", "REWEIGHT.MOMENTUM")
 
 
@@ -232,7 +231,6 @@ LIMITS = {
     "SED.BOX.WEIGHT": (0, inf),
     "SEMI.IMS_PER_BATCH_LABELED": (1, inf),
     "SED.MAX_SCALE": (1, inf),
-    "SED.SCALE_MIN_SIDE": (0, inf),
     "SED.TEMPERATURE": (1e-3, inf),
     "SED.TOP_MASS": (0, 1),
     "SED.REWEIGHT.MOMENTUM": (0, 0.9999),

@@ -58,7 +58,6 @@ def method_from_keys(config: Mapping[str, Any], student: Detector) -> Method:
         scale_source=sed["SCALE_SOURCE"],
         small_view=sed["SMALL_VIEW"],
         max_scale=sed["MAX_SCALE"],
-        scale_min_side=sed["SCALE_MIN_SIDE"],
         regions_per_view=sed["REGIONS_PER_VIEW"],
         lambda_iou=sed["LAMBDA_IOU"],
         box_weight=sed["BOX"]["WEIGHT"],

@@ -55,8 +55,6 @@ class SEDOptions:
         scale_source: which student view is P(X) of Eq. 2: "strong" or "weak" (one more pass).
         small_view: which view is made small: "weak" (METHOD 2) or "strong".
         max_scale: S; s is drawn uniformly from {1..S}.
-        scale_min_side: least side on X^ (square root of the area, in pixels) of the scale term's regions, for what is
-            smaller than any labelled object is recognised by nobody (METHOD 11b). 0: all. Not with objects.
         regions_per_view: proposals of each view for the region terms.
         lambda_iou: lambda of Alg. 1, the weight of GIoU when queries are matched.
         box_weight: on all box terms; the paper's is 1.
@@ -81,7 +79,6 @@ class SEDOptions:
     scale_source: str = "strong"
     small_view: str = "weak"
     max_scale: int = 1
-    scale_min_side: float = 0.0
     regions_per_view: int = 256
     lambda_iou: float = 1.0
     box_weight: float = 1.0
@@ -258,8 +255,6 @@ class SED(Method):
             boxes = full.proposals  # frame of X
             if symmetric:  # both views' proposals, brought to the frame of X
                 boxes = [torch.cat([p, q * 2**s]) for p, q in zip(boxes, small.proposals, strict=True)]
-            if least := (self.options.scale_min_side * 2**s) ** 2:
-                boxes = [b[(b[:, 2:] - b[:, :2]).prod(1) >= least] for b in boxes]
             with torch.set_grad_enabled(symmetric):
                 target = full.model.regions(full.features, boxes)
             own = small.model.regions(small.features, [b / 2**s for b in boxes])

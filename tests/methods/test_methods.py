@@ -144,29 +144,6 @@ def test_the_anchored_scale_term_teaches_one_way_only():
     assert before["scale/region_cls"] > 0
 
 
-@pytest.mark.parametrize("target", ["student", "teacher"])
-def test_regions_that_are_too_small_on_the_small_view_are_left_out(target):
-    method = make_method(SEDOptions(regions_per_view=8, scale_target=target, lambda_distill=0.0))
-    seen, original = [], method.student.regions
-    method.student.regions = lambda f, b: seen.append((f.images.padded_size[0], b)) or original(f, b)
-
-    def sides(least):
-        seen.clear()
-        method.options = dataclasses.replace(method.options, scale_min_side=least)
-        losses = run(method)
-        boxes = torch.cat([b for size, rows in seen for b in rows if size == 32])
-        return (boxes[:, 2:] - boxes[:, :2]).prod(1).sqrt().sort()[0], losses
-
-    every, whole = sides(0.0)
-    some, _ = sides(every[len(every) // 2].item() - 1e-3)
-    torch.testing.assert_close(some, every[len(every) // 2 :])
-    none, nothing = sides(1e3)
-    assert not len(none)
-    assert whole["scale/region_cls"] > 0 == nothing["scale/region_cls"] == nothing["scale/region_box"]
-    assert whole["scale/dense_cls"] == nothing["scale/dense_cls"]
-    sum(nothing.values()).backward()
-
-
 def test_scale_term_in_the_paper_uses_the_strong_view():
     method = make_method(SEDOptions(regions_per_view=8, lambda_distill=0.0))
     batch = make_unlabeled()
