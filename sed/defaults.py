@@ -137,7 +137,7 @@ def get_cfg() -> CfgNode:
     c.SED.LAMBDA_DISTILL = 1.0  # lambda_d; 0 likewise
     # Of Eq. 3, and of the scale term where the teacher is its target. soft: as printed | hard: the likeliest answer, as
     # in Tab. 4 | hard_regions: the region head alone | objects: the teacher's sure detections (sed/core/objects.py) in
-    # both terms; then BOX.KIND and GATE, REWEIGHT, TEMPERATURE and TOP_MASS act on the region head alone
+    # both terms; then BOX.KIND, REWEIGHT, TEMPERATURE and TOP_MASS act on the region head alone
     c.SED.DISTILL_TARGET = "soft"
     c.SED.THRESHOLD = 0.7  # objects: least score of a detection that the teacher is sure of
     c.SED.TEMPERATURE = 1.0  # of the teacher's targets; below 1 they are sharper
@@ -151,7 +151,6 @@ def get_cfg() -> CfgNode:
     c.SED.BOX = CfgNode()
     c.SED.BOX.WEIGHT = 1.0  # on the box terms; 0 leaves them out
     c.SED.BOX.KIND = "l2"  # l2 (the paper) | l1 | giou
-    c.SED.BOX.GATE = "none"  # none (METHOD 3-5) | foreground (of the target) | agreement (of both)
     c.SED.REWEIGHT = CfgNode()
     c.SED.REWEIGHT.KIND = "histogram"  # histogram (Eq. 5) | none | ohem | focal
     c.SED.REWEIGHT.SCALE_TERM = True  # False: the scale term's plain mean, distillation alone is re-weighted
@@ -178,7 +177,7 @@ CLASSES_KEYS = {  # meta-architecture -> the key of K
 # What `SED.PRESET name`, in a file or on the command line, sets: the switches below to the paper's values, then its
 # own. Keys beside it or later have the last word. docs/evidence.md says what each is worth.
 _SWITCHES = ("LAMBDA_SCALE", "LAMBDA_DISTILL", "DISTILL_TARGET", "THRESHOLD", "TEMPERATURE", "TOP_MASS", "SCALE_TARGET")
-_SWITCHES += ("SCALE_SOURCE", "SMALL_VIEW", "BOX.WEIGHT", "BOX.KIND", "BOX.GATE")
+_SWITCHES += ("SCALE_SOURCE", "SMALL_VIEW", "BOX.WEIGHT", "BOX.KIND")
 _SWITCHES += ("REWEIGHT.KIND", "REWEIGHT.SCALE_TERM", "REWEIGHT.BINS", "REWEIGHT.MOMENTUM")
 
 
@@ -217,7 +216,6 @@ CHOICES = {
     "SED.DISTILL_TARGET": ("soft", "hard", "hard_regions", "objects"),
     "SED.SMALL_VIEW": ("weak", "strong"),
     "SED.BOX.KIND": ("l2", "l1", "giou"),
-    "SED.BOX.GATE": ("none", "foreground", "agreement"),
     "SED.SCALE_TARGET": ("student", "teacher"),
     "SED.SCALE_SOURCE": ("strong", "weak"),
     "SED.REWEIGHT.KIND": ("histogram", "none", "ohem", "focal"),

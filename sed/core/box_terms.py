@@ -1,7 +1,7 @@
-"""The box term of Eq. 2 and Eq. 3: how far two predictions of a box are apart, and which samples count.
+"""The box term of Eq. 2 and Eq. 3: how far two predictions of a box are apart.
 
 The paper compares normalised deltas by their squared distance and does not say where [O]; METHOD 3 and 4 choose. The
-other kinds and gates are deviations [D] that docs/evidence.md weighs up. Deltas of one anchor or proposal are
+other kinds are deviations [D] that docs/evidence.md weighs up. Deltas of one anchor or proposal are
 (dx / w, dy / h, log w, log h) times the coder's weights.
 
 Shape shorthand: see `sed.core.structures`; .. any leading dimensions, t the target's side, p the student's.
@@ -19,7 +19,6 @@ from sed.core.boxes import corners, giou
 from sed.core.reweighting import at_least_float32
 
 KINDS = ("l2", "l1", "giou")
-GATES = ("none", "foreground", "agreement")
 Coder = tuple[float, float, float, float]  # weights of (dx, dy, log w, log h)
 UNIT: Coder = (1.0, 1.0, 1.0, 1.0)  # of a coder that does not weigh its deltas: RPN, RetinaNet
 _LARGEST = math.log(1000 / 16)  # of log w and log h, as both frameworks have it
@@ -32,19 +31,13 @@ class BoxTerm:
     Attributes:
         kind: "l2": |R_t - R_p|^2 in the detector's own deltas; "l1": the sum of their absolute differences, which
             detectors' own losses use; "giou": 1 - GIoU of the two boxes (in [0, 2]).
-        gate: which samples count. "none": all, as METHOD 3-5 say. "foreground": those whose target gives a
-            foreground class more than 0.5, alike. "agreement": those of which the student says so, too.
     """
 
     kind: str = "l2"
-    gate: str = "none"
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS or self.gate not in GATES:
-            raise ValueError(
-                f"box term: expected a kind of {', '.join(KINDS)} and a gate of {', '.join(GATES)}, "
-                f"got {self.kind!r} and {self.gate!r}"
-            )
+        if self.kind not in KINDS:
+            raise ValueError(f"box term: expected one of {', '.join(KINDS)}, got {self.kind!r}")
 
     def of_deltas(self, target: Tensor, student: Tensor, coder: Coder, symmetric: bool) -> Tensor:
         """Distances [..] of deltas [.., 4] from the same anchors or proposals.
@@ -74,18 +67,6 @@ class BoxTerm:
 
     def _of_numbers(self, difference: Tensor) -> Tensor:
         return (difference.abs() if self.kind == "l1" else difference.square()).sum(-1)
-
-    @torch.no_grad()
-    def counted(self, target: Tensor, student: Tensor, symmetric: bool) -> Tensor:
-        """Which classes of which samples count where there is a gate: [.., K] bool.
-
-        Args:
-            target: foreground probabilities [.., K].
-            student: likewise.
-            symmetric: Eq. 2, where each side is the other's target: the mean of both decides.
-        """
-        sure = ((target + student) / 2 if symmetric else target) > 0.5
-        return sure & (target > 0.5) & (student > 0.5) if self.gate == "agreement" else sure
 
 
 PAPER = BoxTerm()

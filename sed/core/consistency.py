@@ -26,7 +26,7 @@ from sed.core.divergence import (
     categorical_kl,
     probabilities,
 )
-from sed.core.reweighting import Reweight, at_least_float32
+from sed.core.reweighting import Reweight
 from sed.core.structures import DenseLevel, RegionPrediction
 
 
@@ -55,7 +55,7 @@ def dense_consistency(
         reweight: how the samples of D become a scalar.
         symmetric: False: Eq. 3, no gradient to the target's side. True: Eq. 2, both directions of D and the
             gradient of the box term to both sides; one histogram serves both directions, for g is the same.
-        box_term: its form; a gate counts an anchor by its likeliest class, and the mean is over those that count.
+        box_term: its form.
         coder: weights of the deltas.
 
     Raises:
@@ -82,9 +82,6 @@ def dense_consistency(
     target_deltas = torch.cat([target.deltas for target, _ in pairs], 1)  # [N, A, 4]
     deltas = torch.cat([student.deltas for _, student in pairs], 1)  # [N, A, 4]
     distance = box_term.of_deltas(target_deltas, deltas, coder, symmetric)  # [N, A]
-    if box_term.gate != "none":
-        told, said = at_least_float32(target_logits).sigmoid(), at_least_float32(logits).sigmoid()
-        valid = valid & box_term.counted(told, said, symmetric).any(-1)
     box = torch.where(valid, distance, 0.0).sum() / valid.sum().clamp(min=1)
     return ConsistencyLoss(cls, box)
 
@@ -109,7 +106,7 @@ def region_consistency(
         student: the same R regions.
         reweight: how the samples of D become a scalar.
         symmetric: as for `dense_consistency`.
-        box_term: its form; with a gate the weights are 0 or 1 and the mean is over those that count.
+        box_term: its form.
         coder: weights of the deltas.
 
     Returns:
@@ -132,15 +129,10 @@ def region_consistency(
 
     distance = box_term.of_deltas(target.deltas, student.deltas, coder, symmetric)  # [R, K] or [R, 1]
     with torch.no_grad():
-        weights = told = probabilities(target.logits)[:, :-1]  # [R, K], background is the last
-        count: Tensor | int = max(len(told), 1)
-        if symmetric or box_term.gate != "none":
-            said = probabilities(student.logits)[:, :-1]
-            weights = (told + said) / 2
-        if box_term.gate != "none":
-            weights = box_term.counted(told, said, symmetric).to(told.dtype)
-            count = weights.sum().clamp(min=1)
+        weights = probabilities(target.logits)[:, :-1]  # [R, K], background is the last
+        if symmetric:
+            weights = (weights + probabilities(student.logits)[:, :-1]) / 2
         if distance.shape[1] == 1:
             weights = weights.sum(1, keepdim=True)  # [R, 1], foreground
-    box = (weights * distance).sum() / count
+    box = (weights * distance).sum() / max(len(weights), 1)
     return ConsistencyLoss(cls, box)

@@ -96,7 +96,7 @@ def query_consistency(
         partners: [N, Q] of `match_views`, target to student.
         reweight: how the samples of D become a scalar.
         symmetric: as for `sed.core.consistency.dense_consistency`.
-        box_term: its form; a gate counts a query by its likeliest class, and the mean is over those that count.
+        box_term: its form.
 
     Raises:
         ValueError: for views of unequal shapes.
@@ -112,13 +112,7 @@ def query_consistency(
         kl = kl + divergence(logits, target.logits)
     cls = reweight(kl, disagreement(target.logits, logits), torch.ones_like(kl, dtype=torch.bool))
     distance = box_term.of_boxes(target.boxes, boxes, symmetric)  # [N, Q]
-    if box_term.gate == "none":
-        return ConsistencyLoss(cls, distance.sum() / max(distance.numel(), 1))
-    with torch.no_grad():
-        told, said = (_probabilities(side, target.softmax) for side in (target.logits, logits))
-        foreground = slice(-1) if target.softmax else slice(None)
-        counted = box_term.counted(told[..., foreground], said[..., foreground], symmetric).any(-1)
-    return ConsistencyLoss(cls, torch.where(counted, distance, 0.0).sum() / counted.sum().clamp(min=1))
+    return ConsistencyLoss(cls, distance.sum() / max(distance.numel(), 1))
 
 
 def _js(one: Tensor, other: Tensor, softmax: bool) -> Tensor:

@@ -62,7 +62,6 @@ def method_from_keys(config: Mapping[str, Any], student: Detector) -> Method:
         lambda_iou=sed["LAMBDA_IOU"],
         box_weight=sed["BOX"]["WEIGHT"],
         box_kind=sed["BOX"]["KIND"],
-        box_gate=sed["BOX"]["GATE"],
         reweight=sed["REWEIGHT"]["KIND"],
         reweight_scale=sed["REWEIGHT"]["SCALE_TERM"],
         bins=sed["REWEIGHT"]["BINS"],

@@ -59,7 +59,6 @@ class SEDOptions:
         lambda_iou: lambda of Alg. 1, the weight of GIoU when queries are matched.
         box_weight: on all box terms; the paper's is 1.
         box_kind: of `BoxTerm`: "l2", "l1" or "giou".
-        box_gate: of `BoxTerm`: "none", "foreground" or "agreement".
         reweight: "histogram" (Eq. 5), "none", "ohem" or "focal".
         reweight_scale: whether the scale term is re-weighted, too; else its plain mean.
         bins: M of Eq. 5.
@@ -83,7 +82,6 @@ class SEDOptions:
     lambda_iou: float = 1.0
     box_weight: float = 1.0
     box_kind: str = "l2"
-    box_gate: str = "none"
     reweight: str = "histogram"
     reweight_scale: bool = True
     bins: int = 10
@@ -123,7 +121,7 @@ class SED(Method):
         super().__init__(student, schedule)
         self.options = options
         self.heads = student.heads
-        self.box_term = BoxTerm(options.box_kind, options.box_gate)
+        self.box_term = BoxTerm(options.box_kind)
         soft, hard = Sharpening(options.temperature, options.top_mass), Sharpening(top_mass=1.0)
         self.sharpen = {
             "dense": hard if options.distill_target == "hard" else soft,

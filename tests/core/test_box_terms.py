@@ -1,4 +1,4 @@
-"""The box term's kinds and gates: by hand, against literal forms, with gradients, and empty."""
+"""The box term's kinds: by hand, against literal forms, with gradients, and empty."""
 
 from __future__ import annotations
 
@@ -18,15 +18,7 @@ from tests.reference import equations
 from tests.reference.predictions import level_pairs, regions
 
 CODER = (10.0, 10.0, 5.0, 5.0)
-FORMS = [
-    ("l2", "foreground"),
-    ("giou", "none"),
-    ("giou", "foreground"),
-    ("giou", "agreement"),
-    ("l2", "agreement"),
-    ("l1", "none"),
-    ("l1", "agreement"),
-]
+KINDS = ["l2", "l1", "giou"]
 
 
 def literal_distance(kind, target, student, coder):
@@ -39,13 +31,6 @@ def literal_distance(kind, target, student, coder):
         w, h = 8 * torch.exp(dw / coder[2]), 24 * torch.exp(dh / coder[3])
         boxes.append((cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2))
     return 1 - equations.giou(*boxes)
-
-
-def literal_counts(gate, told, said, symmetric):
-    """Whether a class of these probabilities counts."""
-    if gate == "agreement":
-        return told > 0.5 and said > 0.5
-    return (told + said) / 2 > 0.5 if symmetric else told > 0.5
 
 
 def values_and_gradients(loss, inputs):
@@ -84,23 +69,20 @@ def test_giou_one_with_one_equals_torchvisions():
     assert one.grad.isfinite().all()
 
 
-@pytest.mark.parametrize(("kind", "gate"), FORMS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("classes", [1, 3])
-def test_dense_terms_equal_the_literal_form(kind, gate, symmetric, classes):
+def test_dense_terms_equal_the_literal_form(kind, symmetric, classes):
     pairs = level_pairs(classes=classes)
-    found = dense_consistency(pairs, mean(), symmetric, BoxTerm(kind, gate), CODER).box
+    found = dense_consistency(pairs, mean(), symmetric, BoxTerm(kind), CODER).box
     distances = []
     for told, own in pairs:
         for n in range(told.logits.shape[0]):
             for a in range(told.logits.shape[1]):
                 if not (told.valid[n, a] and own.valid[n, a]):
                     continue
-                t_s = (side.logits[n, a].sigmoid().tolist() for side in (told, own))
-                p = list(zip(*t_s, strict=True))
-                if gate == "none" or any(literal_counts(gate, t, s, symmetric) for t, s in p):
-                    target = told.deltas[n, a] if symmetric else told.deltas[n, a].detach()
-                    distances.append(literal_distance(kind, target, own.deltas[n, a], CODER))
+                target = told.deltas[n, a] if symmetric else told.deltas[n, a].detach()
+                distances.append(literal_distance(kind, target, own.deltas[n, a], CODER))
     slow = sum(distances) / max(len(distances), 1)
     assert 0 < len(distances)
     inputs = [side.deltas for pair in pairs for side in pair]
@@ -109,26 +91,22 @@ def test_dense_terms_equal_the_literal_form(kind, gate, symmetric, classes):
     torch.testing.assert_close(found, slow)
 
 
-@pytest.mark.parametrize(("kind", "gate"), FORMS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("agnostic", [False, True])
-def test_region_terms_equal_the_literal_form(kind, gate, symmetric, agnostic):
+def test_region_terms_equal_the_literal_form(kind, symmetric, agnostic):
     told, own = regions(1, (14, 0, 15), agnostic=agnostic), regions(2, (14, 0, 15), agnostic=agnostic)
-    found = region_consistency(told, own, mean(), symmetric, BoxTerm(kind, gate), CODER).box
-    total, count = 0.0, 0
+    found = region_consistency(told, own, mean(), symmetric, BoxTerm(kind), CODER).box
+    total = 0.0
     for r in range(told.logits.shape[0]):
         p, q = told.logits[r].softmax(-1).detach(), own.logits[r].softmax(-1).detach()
         for c in range(3):
             column = 0 if agnostic else c
             target = told.deltas[r, column] if symmetric else told.deltas[r, column].detach()
             distance = literal_distance(kind, target, own.deltas[r, column], CODER)
-            if gate == "none":
-                weight = float(p[c] + q[c]) / 2 if symmetric else float(p[c])
-            else:
-                weight = float(literal_counts(gate, float(p[c]), float(q[c]), symmetric))
-                count += weight
+            weight = float(p[c] + q[c]) / 2 if symmetric else float(p[c])
             total = total + weight * distance
-    slow = total / (told.logits.shape[0] if gate == "none" else max(count, 1))
+    slow = total / told.logits.shape[0]
     assert slow > 0
     inputs = [told.deltas, own.deltas]
     for one, other in zip(values_and_gradients(found, inputs)[1], values_and_gradients(slow, inputs)[1], strict=True):
@@ -136,9 +114,9 @@ def test_region_terms_equal_the_literal_form(kind, gate, symmetric, agnostic):
     torch.testing.assert_close(found, slow)
 
 
-@pytest.mark.parametrize(("kind", "gate"), FORMS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("softmax", [False, True])
-def test_query_terms_equal_the_literal_form(kind, gate, softmax):
+def test_query_terms_equal_the_literal_form(kind, softmax):
     torch.manual_seed(3)
     sides = [
         QueryPrediction(
@@ -149,24 +127,16 @@ def test_query_terms_equal_the_literal_form(kind, gate, softmax):
         for _ in range(2)
     ]
     partners = torch.stack([torch.randperm(6) for _ in range(2)])
-    found = query_consistency(*sides, partners, mean(), False, BoxTerm(kind, gate)).box
+    found = query_consistency(*sides, partners, mean(), False, BoxTerm(kind)).box
     distances = []
     for n in range(2):
         for i in range(6):
             j = int(partners[n, i])
-            p, q = (
-                x.softmax(-1)[:-1] if softmax else x.sigmoid() for x in (sides[0].logits[n, i], sides[1].logits[n, j])
+            a, b = sides[0].boxes[n, i].detach(), sides[1].boxes[n, j]
+            corner = [(x[0] - x[2] / 2, x[1] - x[3] / 2, x[0] + x[2] / 2, x[1] + x[3] / 2) for x in (a, b)]
+            distances.append(
+                ((a - b).abs() ** (1 if kind == "l1" else 2)).sum() if kind != "giou" else 1 - equations.giou(*corner)
             )
-            if gate == "none" or any(
-                literal_counts(gate, float(a), float(b), False) for a, b in zip(p, q, strict=True)
-            ):
-                a, b = sides[0].boxes[n, i].detach(), sides[1].boxes[n, j]
-                corner = [(x[0] - x[2] / 2, x[1] - x[3] / 2, x[0] + x[2] / 2, x[1] + x[3] / 2) for x in (a, b)]
-                distances.append(
-                    ((a - b).abs() ** (1 if kind == "l1" else 2)).sum()
-                    if kind != "giou"
-                    else 1 - equations.giou(*corner)
-                )
     slow = sum(distances) / max(len(distances), 1)
     assert distances
     torch.testing.assert_close(found, slow)
@@ -175,31 +145,24 @@ def test_query_terms_equal_the_literal_form(kind, gate, softmax):
     )
 
 
-@pytest.mark.parametrize(("kind", "gate"), FORMS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_equal_predictions_cost_nothing(kind, gate, symmetric):
+def test_equal_predictions_cost_nothing(kind, symmetric):
     told = regions(1)
     own = RegionPrediction(told.logits, told.deltas.detach().requires_grad_(), told.counts)
-    box = region_consistency(told, own, mean(), symmetric, BoxTerm(kind, gate), CODER).box
+    box = region_consistency(told, own, mean(), symmetric, BoxTerm(kind), CODER).box
     assert box.item() == pytest.approx(0, abs=1e-12)
 
 
-@pytest.mark.parametrize(("kind", "gate"), FORMS)
-def test_no_region_is_a_differentiable_zero(kind, gate):
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_region_is_a_differentiable_zero(kind):
     told, own = regions(1, (0, 0)), regions(2, (0, 0))
-    box = region_consistency(told, own, mean(), False, BoxTerm(kind, gate), CODER).box
+    box = region_consistency(told, own, mean(), False, BoxTerm(kind), CODER).box
     assert box.item() == 0
     box.backward()
 
 
-def test_a_target_that_is_sure_of_nothing_counts_nothing():
-    told, own = regions(1), regions(2)
-    flat = RegionPrediction(told.logits * 0, told.deltas, told.counts)  # 1/4 each
-    for gate in ("foreground", "agreement"):
-        assert region_consistency(flat, own, mean(), False, BoxTerm("l2", gate)).box.item() == 0
-
-
-@pytest.mark.parametrize("kind", ["l2", "l1", "giou"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_gradcheck(kind, symmetric):
     torch.manual_seed(0)
@@ -219,7 +182,6 @@ def test_huge_deltas_stay_finite():
     assert student.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("choice", [{"kind": "iou"}, {"gate": "open"}])
-def test_unknown_forms_are_refused(choice):
-    with pytest.raises(ValueError, match="expected a kind of l2, l1, giou and a gate of none, foreground, agreement"):
-        BoxTerm(**choice)
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(ValueError, match="expected one of l2, l1, giou, got 'iou'"):
+        BoxTerm("iou")
