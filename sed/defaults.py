@@ -129,7 +129,7 @@ def get_cfg() -> CfgNode:
     c.SEMI.EMA.POLICY = "step"  # a: step (START, then END from the first LR drop) | cosine | constant (START)
     c.SEMI.EMA.START = 0.99
     c.SEMI.EMA.END = 0.9
-    c.SEMI.COLLAPSE_STEPS = 1000  # warn when the teacher finds nothing for so many steps; 0: never
+    c.SEMI.COLLAPSE_STEPS = 200  # warn when the teacher finds next to nothing for so many steps; 0: never
 
     # ---------------------------------------------------------------- SED (METHOD 3, 4, 6, 7)
     c.SED = CfgNode()

@@ -9,6 +9,8 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
+FEW = 0.5  # a teacher that finds less in a step, on all its images together, has as good as nothing to teach
+
 
 class TrainingError(RuntimeError):
     """Training that cannot go on; the message says why and what to try."""
@@ -21,7 +23,7 @@ class Counters:
     Attributes:
         skipped: non-finite steps in all.
         skipped_in_row: non-finite steps since the last good one.
-        silent: steps since the teacher last found something.
+        silent: steps since the teacher last found something (`FEW`).
         warned: whether the collapse warning was given.
         best_step: steps done when the best teacher was evaluated; -1 before the first evaluation.
         best: the best teacher's evaluation.
@@ -69,7 +71,7 @@ def diverged(step: int, what: str, last_good: Path | None) -> TrainingError:
 
 
 def watch_collapse(counters: Counters, means: Mapping[str, float], step: int, window: int, limit: int) -> None:
-    """Warn once when the teacher has found nothing on the unlabelled images for `limit` steps.
+    """Warn once when the teacher has found next to nothing (`FEW`) on the unlabelled images for `limit` steps.
 
     Args:
         counters: where the silent steps are counted.
@@ -81,13 +83,14 @@ def watch_collapse(counters: Counters, means: Mapping[str, float], step: int, wi
     positives = means.get("teacher_positives")
     if not limit or positives is None:
         return
-    counters.silent = 0 if positives > 0 else counters.silent + window
+    counters.silent = 0 if positives >= FEW else counters.silent + window
     if counters.silent >= limit and not counters.warned:
         counters.warned = True
         log.warning(
-            "step %d: the teacher has found nothing on the unlabelled images for %d steps; it may have "
-            "collapsed. Try a longer SEMI.BURN_IN, smaller SED.LAMBDA_SCALE and SED.LAMBDA_DISTILL, "
-            "SEMI.RAMP_STEPS, or a slower teacher (SEMI.EMA.START and END nearer to 1)",
+            "step %d: the teacher has found next to nothing on the unlabelled images for %d steps, so the student "
+            "learns from them that there is nothing. Try a lower SED.THRESHOLD (preset plus) or PSEUDO_LABEL.THRESHOLD, "
+            "a longer SEMI.BURN_IN, smaller SED.LAMBDA_SCALE and SED.LAMBDA_DISTILL, SEMI.RAMP_STEPS, or a slower "
+            "teacher (SEMI.EMA.START and END nearer to 1)",
             step,
             counters.silent,
         )

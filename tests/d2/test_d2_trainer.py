@@ -250,7 +250,7 @@ def test_a_silent_teacher_is_warned_of_once(tmp_path, squares, monkeypatch):
     trainer.method.teacher.update(trainer.method.student, 0.0)
     trainer.train()
     assert len(told) == 1
-    assert "step 5: the teacher has found nothing on the unlabelled images for 2 steps" in told[0]
+    assert "step 5: the teacher has found next to nothing on the unlabelled images for 2 steps" in told[0]
 
 
 # ------------------------------------------------------------------------------------------ evaluation
