@@ -88,8 +88,8 @@ def watch_collapse(counters: Counters, means: Mapping[str, float], step: int, wi
         counters.warned = True
         log.warning(
             "step %d: the teacher has found next to nothing on the unlabelled images for %d steps, so the student "
-            "learns from them that there is nothing. Try a lower SED.THRESHOLD (preset plus) or PSEUDO_LABEL.THRESHOLD, "
-            "a longer SEMI.BURN_IN, smaller SED.LAMBDA_SCALE and SED.LAMBDA_DISTILL, SEMI.RAMP_STEPS, or a slower "
+            "learns from them that there is nothing. Try a lower SED.THRESHOLD or PSEUDO_LABEL.THRESHOLD, a longer "
+            "SEMI.BURN_IN, smaller SED.LAMBDA_SCALE and SED.LAMBDA_DISTILL, SEMI.RAMP_STEPS, or a slower "
             "teacher (SEMI.EMA.START and END nearer to 1)",
             step,
             counters.silent,
