@@ -121,6 +121,12 @@ def leaves(node: dict, prefix: str = "") -> list[tuple[str, object]]:
     return rows
 
 
+def preset_of(cfg: CfgNode) -> str | None:
+    """The preset whose every key has its value in `cfg`; None where keys beside it have changed one."""
+    values = dict(leaves(cfg))
+    return next((name for name, keys in PRESETS.items() if keys.items() <= values.items()), None)
+
+
 def _merge(cfg: CfgNode, values: dict, origin: str) -> None:
     known, rows = dict(leaves(cfg)), leaves(values)
     for name in [value for key, value in rows if key == PRESET]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from fvcore.common.config import CfgNode
 
-from sed.config import ConfigError, load_config
+from sed.config import ConfigError, load_config, preset_of
 from sed.data.catalog import Dataset, data_root, load_dataset
 from sed.data.digits import ensure_digits
 from sed.data.errors import DataError
@@ -90,7 +90,10 @@ def make_arm(method: str, place: Path, opts: list[str], cfg: CfgNode) -> Arm:
     words = ["tools/train_net.py", "--config-file", CONFIG, *opts]
     words += ["SEMI.METHOD", method, "OUTPUT_DIR", str(folder)]
     alone = steps if method == "supervised" else cfg.SEMI.BURN_IN
-    return Arm(ARMS[method], [sys.executable, *words], folder, steps, alone)
+    label = ARMS[method]
+    if method == "sed":
+        label = f"{label} ({preset_of(cfg) or 'own settings'})"
+    return Arm(label, [sys.executable, *words], folder, steps, alone)
 
 
 def evaluate(cfg: CfgNode, folder: Path, test: Dataset) -> tuple[dict[str, dict[str, float]], list[dict]]:
@@ -108,7 +111,10 @@ def report(path: Path, control: Run, treated: Run, test: Dataset, found: dict[st
     """Write the page with the first test images."""
     rows = [
         [(draw_truth(record, test.classes, CELL), "ground truth")]
-        + [(draw_found(record, found[m], test.classes, SHOWN_SCORE, CELL), label) for m, label in ARMS.items()]
+        + [
+            (draw_found(record, boxes, test.classes, SHOWN_SCORE, CELL), run.label)
+            for run, boxes in zip((control, treated), found.values(), strict=True)
+        ]
         for record in test.records[:SHOWN]
     ]
     write_report(

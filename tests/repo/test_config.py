@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sed.config import ConfigError, leaves, load_config
+from sed.config import ConfigError, leaves, load_config, preset_of
 from sed.defaults import CHOICES, PRESETS, get_cfg
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -259,14 +259,11 @@ def test_coco_10_is_the_paper() -> None:
     assert (cfg.MODEL.BACKBONE.FREEZE_AT, cfg.MODEL.RESNETS.NORM) == (2, "FrozenBN")
 
 
-def test_the_quick_start_is_the_digits_benchmark_with_the_anchored_term() -> None:
-    quick, digits = load_config(ROOT / "configs/quickstart.yaml"), load_config(ROOT / "configs/digits.yaml")
-    assert (quick.ENGINE, quick.SED.SCALE_TARGET, digits.SED.SCALE_TARGET) == (
-        "torchvision",
-        "teacher",
-        "student",
-    )
-    quick.ENGINE, quick.SED.SCALE_TARGET, quick.OUTPUT_DIR = digits.ENGINE, "student", digits.OUTPUT_DIR
+def test_the_quick_start_is_the_digits_benchmark_with_the_preset_plus() -> None:
+    quick = load_config(ROOT / "configs/quickstart.yaml")
+    assert (quick.ENGINE, preset_of(quick)) == ("torchvision", "plus")
+    digits = load_config(ROOT / "configs/digits.yaml", ["SED.PRESET", "plus", "SED.REGIONS_PER_VIEW", "150"])
+    quick.ENGINE, quick.OUTPUT_DIR = digits.ENGINE, digits.OUTPUT_DIR
     assert quick == digits
     assert digits.SOLVER.STEPS == (int(0.8 * digits.SOLVER.MAX_ITER),)
 
@@ -295,6 +292,12 @@ def test_keys_beside_and_after_a_preset_have_the_last_word(tmp_path: Path) -> No
     assert load_config(file).SED.DISTILL_TARGET == "objects"
     # on the command line a preset undoes what the file says, as any word there does
     assert load_config(file, ["SED.PRESET", "paper"]) == get_cfg()
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_a_config_is_of_the_preset_whose_every_key_it_has(name: str) -> None:
+    assert preset_of(load_config(None, ["SED.PRESET", name, "SED.REGIONS_PER_VIEW", "7"])) == name
+    assert preset_of(load_config(None, ["SED.PRESET", name, "SED.LAMBDA_SCALE", "0.7"])) is None
 
 
 def test_an_unknown_preset_is_named() -> None:
