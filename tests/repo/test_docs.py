@@ -53,8 +53,8 @@ COMMANDS = {
     f".venv/bin/python tools/train_net.py {CUSTOM} MODEL.META_ARCHITECTURE ScaleConsistentDETR MODEL.DETR.CONFIG "
     "PekingU/rtdetr_r18vd_coco_o365 MODEL.WEIGHTS coco MODEL.DETR.NUM_CLASSES 3 MODEL.PIXEL_MEAN "
     '"[0.0,0.0,0.0]" MODEL.PIXEL_STD "[255.0,255.0,255.0]" SOLVER.OPTIMIZER AdamW SOLVER.BASE_LR 0.0001 '
-    "SOLVER.BACKBONE_MULTIPLIER 0.1 SED.PRESET anchored DATASETS.TRAIN my/train.json DATASETS.UNLABELED my/photos "
-    "DATASETS.TEST my/val.json": ON_DETR,
+    "SOLVER.BACKBONE_MULTIPLIER 0.1 SED.THRESHOLD 0.5 SED.LAMBDA_SCALE 1.0 SED.LAMBDA_DISTILL 1.0 "
+    "DATASETS.TRAIN my/train.json DATASETS.UNLABELED my/photos DATASETS.TEST my/val.json": ON_DETR,
     f".venv/bin/python tools/ablate.py {COCO} --test coco_2017_val --output output/ablate": (
         "tests/tools/test_ablate.py::def test_a_table_is_run_and_interrupted_runs_are_kept"
     ),
