@@ -262,7 +262,7 @@ def test_coco_10_is_the_paper() -> None:
 def test_the_quick_start_is_the_digits_benchmark_with_the_preset_plus() -> None:
     quick = load_config(ROOT / "configs/quickstart.yaml")
     assert (quick.ENGINE, preset_of(quick)) == ("torchvision", "plus")
-    digits = load_config(ROOT / "configs/digits.yaml", ["SED.PRESET", "plus", "SED.REGIONS_PER_VIEW", "150"])
+    digits = load_config(ROOT / "configs/digits.yaml", ["SED.PRESET", "plus", "SED.REGIONS_PER_VIEW", "64"])
     quick.ENGINE, quick.OUTPUT_DIR = digits.ENGINE, digits.OUTPUT_DIR
     assert quick == digits
     assert digits.SOLVER.STEPS == (int(0.8 * digits.SOLVER.MAX_ITER),)
