@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from sed.evaluation.report import METRICS_FILE, read_metrics
 
-UNSUPERVISED_COST = 2.6  # a step with unlabelled images, in supervised steps (METHOD 8); only the ETA uses it
+UNSUPERVISED_COST = 3.4  # a step with unlabelled images, in supervised steps, in the quick start; only the ETA uses it
 POLL_SECONDS = 0.5
 TAIL = 15  # lines of a failed run's log
 
