@@ -35,7 +35,7 @@ def test_arms_run_together_and_their_state_is_told(tmp_path, capsys):
 def test_a_step_with_unlabelled_images_counts_for_more(tmp_path):
     one = arm(tmp_path, "one", "")
     assert one.work(4) == 4
-    assert one.work(10) == pytest.approx(4 + 2.6 * 6)
+    assert one.work(10) == pytest.approx(4 + 3.4 * 6)
 
 
 def test_a_failing_arm_ends_all_with_its_last_words(tmp_path):
