@@ -152,7 +152,7 @@ def test_without_gc() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("engine", ["torchvision", "detectron2"])
 def test_a_tenth_of_coco(tenth, engine: str) -> None:
-    """Bounds are a tenth of 1 GiB and 20 s; time is the processor's and the best of three, as other work only adds to it."""
+    """Bounds are a tenth of 1 GiB and 20 s of processor time (the best of three: other work only adds to it)."""
     if engine == "detectron2":
         pytest.importorskip("detectron2", reason="needs Detectron2")
     for _ in range(3):
