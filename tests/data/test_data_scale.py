@@ -152,18 +152,23 @@ def test_without_gc() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("engine", ["torchvision", "detectron2"])
 def test_a_tenth_of_coco(tenth, engine: str) -> None:
-    """Bounds are a tenth of 1 GiB and 20 s of processor time (the best of three: other work only adds to it)."""
+    """Bounds are a tenth of 1 GiB and 20 s of processor time (the least of up to three: other work only adds)."""
     if engine == "detectron2":
         pytest.importorskip("detectron2", reason="needs Detectron2")
-    for _ in range(3):
-        everything, few = (bench_scale.measure(engine, tenth / name, workers=1, batches=40) for name in ("all", "few"))
-        if everything["cpu"] - few["cpu"] < 20 / 10:
-            break
+
+    def measured(name: str) -> dict:
+        return bench_scale.measure(engine, tenth / name, workers=1, batches=40)
+
+    everything, few = measured("all"), measured("few")
     for kind in ("rss", "pss", "uss"):
         used = [max(worker[kind] for worker in result["workers"]) for result in (everything, few)]
         assert used[0] - used[1] < 1024 / 10, kind
     assert everything["main"]["rss"] - few["main"]["rss"] < 1024 / 10
-    assert everything["cpu"] - few["cpu"] < 20 / 10
+    cpu = [everything["cpu"], few["cpu"]]
+    for _ in range(2):
+        if cpu[0] - cpu[1] >= 20 / 10:
+            cpu = [min(cpu[0], measured("all")["cpu"]), min(cpu[1], measured("few")["cpu"])]
+    assert cpu[0] - cpu[1] < 20 / 10
     assert len(everything["workers"]) == 2
 
 
