@@ -5,7 +5,7 @@
         --output output/ablate_digits
 
 Runs that several tables share are run once; a finished run is not run again, so the command can be repeated after an
-interruption. What is equal between the arms, and what a seed is: sed/engine/study_runs.py. [O] marks what the paper
+interruption. What is equal between the arms, and what a seed is: sed/studies/study_runs.py. [O] marks what the paper
 leaves open.
 """
 
@@ -22,9 +22,9 @@ from tqdm import tqdm
 
 from sed.config import load_config
 from sed.data.files import save_text
-from sed.engine.study import slug, spread
-from sed.engine.study_file import Words
-from sed.engine.study_runs import Evaluation, Result, Run
+from sed.studies.study import slug, spread
+from sed.studies.study_file import Words
+from sed.studies.study_runs import Evaluation, Result, Run
 
 Results = dict[str, dict[int, Result]]  # arm -> seed -> result
 CONTROL = "supervised"

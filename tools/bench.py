@@ -15,7 +15,7 @@ import platform
 import torch
 import torchvision
 
-from sed.engine.cost import Setting, data_cost, step_cost
+from sed.studies.cost import Setting, data_cost, step_cost
 
 
 def main() -> None:

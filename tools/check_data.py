@@ -23,16 +23,16 @@ from engines import USER_ERRORS, pick
 from fvcore.common.config import CfgNode
 from tqdm import tqdm
 
+from sed.checks.advice import Advice, Setup
+from sed.checks.check import Report, check_data
+from sed.checks.findings import ERROR, SEVERITIES
+from sed.checks.images import Facts, default_workers
+from sed.checks.json_files import KEYS
+from sed.checks.page import data_page, verdict
 from sed.config import ConfigError, leaves
 from sed.data.catalog import load_dataset
-from sed.data.check import Report, check_data
-from sed.data.check_advice import Advice, Setup
-from sed.data.check_findings import ERROR, SEVERITIES
-from sed.data.check_images import Facts, default_workers
-from sed.data.check_json import KEYS
 from sed.data.files import save_text
 from sed.defaults import CLASSES_KEYS
-from sed.evaluation.data_page import data_page, verdict
 
 SHOWN = 3  # items of one kind on the terminal
 

@@ -21,9 +21,9 @@ from types import ModuleType
 
 from sed.config import ConfigError, read_value
 from sed.data.errors import DataError
-from sed.data.files import CheckpointError
 from sed.detectors.weights import WeightsError
-from sed.engine.select import EngineError, select_engine
+from sed.runtime.checkpoint_files import CheckpointError
+from sed.runtime.select import EngineError, select_engine
 
 # What a user can put right while predicting and drawing: told in one line, without a traceback
 USER_ERRORS = (CheckpointError, ConfigError, DataError, EngineError, WeightsError)

@@ -26,11 +26,12 @@ from fvcore.common.config import CfgNode
 from tqdm import tqdm
 
 from sed.config import ConfigError
-from sed.data.files import CheckpointError, read, save_text
+from sed.data.files import save_text
 from sed.data.loaders import test_loader
 from sed.detectors.base import Detector
 from sed.evaluation.coco import detect_all, format_table, score
 from sed.evaluation.scales import ensemble, format_distances, scaled_size, score_distance
+from sed.runtime.checkpoint_files import CheckpointError, read
 
 STUDENTS = ("student.", "method.student.")  # names of its weights in the full checkpoints of either engine
 
@@ -102,23 +103,26 @@ def measure(driver: ModuleType, cfg: CfgNode, detector: Detector, sizes: list[in
     usual = (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
     with tqdm(total=len(test) * (len(sizes) + everything), unit="image", disable=None) as bar:
 
-        def batches(size: int, divisor: int) -> Iterator:
+        def batches(size: int, size_divisibility: int) -> Iterator:
             at = cfg.clone()
             at.defrost()
             at.INPUT.MIN_SIZE_TEST, at.INPUT.MAX_SIZE_TEST = scaled_size(size, usual)
             mapper, workers = driver.test_mapper(at), cfg.DATALOADER.NUM_WORKERS
-            return counted(test_loader(test.records, mapper, cfg.TEST.IMS_PER_BATCH, workers, divisor=divisor), bar)
+            return counted(
+                test_loader(test.records, mapper, cfg.TEST.IMS_PER_BATCH, workers, multiple=size_divisibility),
+                bar,
+            )
 
         found = {}
         for size in sizes:
             with explained(size):
-                found[size] = detect_all(detector, batches(size, detector.divisor), device)
+                found[size] = detect_all(detector, batches(size, detector.size_divisibility), device)
         results: dict[str, Any] = {"sizes": {str(size): score(rows, test) for size, rows in found.items()}}
         if everything:
             together = score(ensemble(found.values(), cfg.TEST.DETECTIONS_PER_IMAGE), test)
             together["gain"] = together["AP"] - results["sizes"][str(usual[0])]["AP"]
             with explained(usual[0] // 2):
-                distances = score_distance(detector, batches(usual[0], detector.divisor * 2), test, device)
+                distances = score_distance(detector, batches(usual[0], detector.size_divisibility * 2), test, device)
             results |= {"ensemble": together, "score_distance": distances}
     return results
 

@@ -26,8 +26,8 @@ from engines import USER_ERRORS, pick_trained
 from fvcore.common.config import CfgNode
 from tqdm import tqdm
 
-from sed.data.catalog import Dataset, Record
 from sed.data.errors import DataError
+from sed.data.records import Dataset, Record
 from sed.evaluation.coco import detect_all, to_coco_results
 from sed.evaluation.files import ImageFiles, find_images, number_images
 

@@ -18,16 +18,17 @@ from pathlib import Path
 from fvcore.common.config import CfgNode
 
 from sed.config import ConfigError, load_config, preset_of
-from sed.data.catalog import Dataset, data_root, load_dataset
+from sed.data.catalog import data_root, load_dataset
 from sed.data.digits import ensure_digits
 from sed.data.errors import DataError
-from sed.data.files import CheckpointError, checkpoint_path
+from sed.data.records import Dataset
 from sed.engine import build, checkpoint
-from sed.engine.side_by_side import Arm, ArmError, run_side_by_side
 from sed.evaluation.coco import detect_all, format_table, score
 from sed.evaluation.pictures import draw_found, draw_truth
-from sed.evaluation.report import Run, read_run, table_rows, verdict, write_report, write_results
 from sed.evaluation.visualize import contact_sheet
+from sed.runtime.checkpoint_files import CheckpointError, checkpoint_path
+from sed.studies.report import Run, read_run, table_rows, verdict, write_report, write_results
+from sed.studies.side_by_side import Arm, ArmError, run_side_by_side
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "configs/quickstart.yaml"
@@ -102,7 +103,7 @@ def evaluate(cfg: CfgNode, folder: Path, test: Dataset) -> tuple[dict[str, dict[
     for which in ("student", "teacher"):
         detector = build.build_student(cfg, "")
         checkpoint.load_weights(detector, checkpoint_path(folder, cfg.SOLVER.MAX_ITER), which)
-        found = detect_all(detector.to(device), build.batches_of(cfg, test, detector.divisor)(), device)
+        found = detect_all(detector.to(device), build.batches_of(cfg, test, detector.size_divisibility)(), device)
         scores[which] = score(found, test)
     return scores, found
 

@@ -2,10 +2,10 @@
 
     python tools/study.py --study configs/studies/digits.yaml --output output/studies/digits
 
-The file says which methods, candidates, cases and seeds (sed/engine/study_file.py; configs/studies has examples). Every
-method has the same steps, labels, weights and order of data by seed, and the control's burn-in. Candidates are compared
-on the tune set with seeds of their own; nothing is chosen on the test set. Finished runs are kept and never repeated:
-the command can be stopped at any time, killed too, and given again. Leaves choices.md, table.md, results.json and,
+The file says which methods, candidates, cases and seeds (sed/studies/study_file.py; configs/studies has examples).
+Every method has the same steps, labels, weights and order of data by seed, and the control's burn-in. Candidates are
+compared on the tune set with seeds of their own; nothing is chosen on the test set. Finished runs are kept and never
+repeated: the command can be stopped at any time, killed too, and given again. Leaves choices.md, table.md, results.json and,
 where the file has `sizes`, ap_by_size.png and ap_by_scale.png, all of the methods that --only names, else of all.
 """
 
@@ -22,11 +22,11 @@ from engines import USER_ERRORS, pick
 from tqdm import tqdm
 
 from sed.data.files import save_text
-from sed.engine.study_file import Study, read_study
-from sed.engine.study_plan import Plan, choose
-from sed.engine.study_runs import Runner
-from sed.engine.study_table import by_scale, by_size, choices, scales, table
-from sed.evaluation.study_pictures import ap_by_scale, ap_by_size
+from sed.studies.study_file import Study, read_study
+from sed.studies.study_pictures import ap_by_scale, ap_by_size
+from sed.studies.study_plan import Plan, choose
+from sed.studies.study_runs import Runner
+from sed.studies.study_table import by_scale, by_size, choices, scales, table
 
 TOOLS = Path(__file__).parent
 

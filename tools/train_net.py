@@ -19,9 +19,9 @@ import sys
 
 from engines import USER_ERRORS, pick
 
-from sed.engine.launch import LaunchError, launch_main, make_parser
-from sed.evaluation.output import OutputError
-from sed.methods.guards import TrainingError
+from sed.runtime.guards import TrainingError
+from sed.runtime.launch import LaunchError, launch_main, make_parser
+from sed.runtime.output import OutputError
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

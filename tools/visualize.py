@@ -25,8 +25,8 @@ from sed.config import ConfigError
 from sed.core.boxes import scale_boxes
 from sed.core.structures import Targets
 from sed.core.views import downscale, draw_scale
-from sed.data.catalog import Dataset
 from sed.data.loaders import test_loader
+from sed.data.records import Dataset
 from sed.evaluation.coco import detect_all
 from sed.evaluation.pictures import draw_found, draw_truth, draw_view
 from sed.evaluation.visualize import contact_sheet, write_png
@@ -91,7 +91,7 @@ def predictions(driver: ModuleType, cfg: CfgNode, count: int, weights: str, thre
     test = spread(driver.test_set(cfg), count)
     mapper, paint = driver.test_mapper(cfg), driver.painter(test)
     workers = cfg.DATALOADER.NUM_WORKERS
-    batches = test_loader(test.records, mapper, cfg.TEST.IMS_PER_BATCH, workers, divisor=detector.divisor)
+    batches = test_loader(test.records, mapper, cfg.TEST.IMS_PER_BATCH, workers, multiple=detector.size_divisibility)
     found = detect_all(detector, batches, next(detector.parameters()).device)
     for record in test.records:
         yield [

@@ -18,10 +18,10 @@ from dmt.run import Run, evaluate_only
 from dmt.training import DivergedError
 from sed.config import ConfigError
 from sed.data.errors import DataError
-from sed.data.files import CheckpointError
 from sed.detectors.weights import WeightsError
-from sed.engine.launch import LaunchError, launch_main, make_parser, rank
-from sed.evaluation.output import OutputError
+from sed.runtime.checkpoint_files import CheckpointError
+from sed.runtime.launch import LaunchError, launch_main, make_parser, rank
+from sed.runtime.output import OutputError
 
 USER_ERRORS = (ConfigError, DataError, CheckpointError, WeightsError, OutputError, LaunchError, DivergedError)
 

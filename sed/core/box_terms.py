@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sed.core.boxes import corners, giou
-from sed.core.reweighting import at_least_float32
+from sed.core.precision import at_least_float32
 
 KINDS = ("l2", "l1", "giou")
 Coder = tuple[float, float, float, float]  # weights of (dx, dy, log w, log h)

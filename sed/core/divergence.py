@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sed.core.reweighting import at_least_float32
+from sed.core.precision import at_least_float32
 
 
 def bernoulli_kl(target_logits: Tensor, logits: Tensor) -> Tensor:

@@ -23,7 +23,8 @@ from sed.core.box_terms import PAPER, BoxTerm
 from sed.core.boxes import corners, giou_matrix
 from sed.core.consistency import ConsistencyLoss
 from sed.core.divergence import bernoulli_disagreement, bernoulli_kl, categorical_disagreement, categorical_kl
-from sed.core.reweighting import Reweight, at_least_float32
+from sed.core.precision import at_least_float32
+from sed.core.reweighting import Reweight
 from sed.core.structures import QueryPrediction
 
 QueryPair = tuple[QueryPrediction, QueryPrediction]

@@ -21,6 +21,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sed.core.precision import at_least_float32
+
 Reweight = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 KINDS = ("histogram", "none", "ohem", "focal")
@@ -157,11 +159,6 @@ def focal(gamma: float) -> Reweight:
         return _masked_sum(at_least_float32(kl), weights, mask) / mask.sum().clamp(min=1)
 
     return reweight
-
-
-def at_least_float32(values: Tensor) -> Tensor:
-    """`values` in float32 where they are fp16 or bf16 (AMP), unchanged otherwise."""
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 def _masked_sum(values: Tensor, weights: Tensor | None, mask: Tensor) -> Tensor:

@@ -42,10 +42,10 @@ class Images:
             raise ValueError(f"Images: expected a [N, 3, H, W] tensor and N sizes, got {got}")
 
     @classmethod
-    def from_list(cls, images: Sequence[Tensor], divisor: int = 1) -> Images:
-        """Batch [3, h, w] tensors of any sizes, padded right and bottom to sides that `divisor` divides."""
-        height = _round_up(max(image.shape[1] for image in images), divisor)
-        width = _round_up(max(image.shape[2] for image in images), divisor)
+    def from_list(cls, images: Sequence[Tensor], multiple: int = 1) -> Images:
+        """Batch [3, h, w] tensors of any sizes, padded right and bottom to sides that `multiple` divides."""
+        height = _round_up(max(image.shape[1] for image in images), multiple)
+        width = _round_up(max(image.shape[2] for image in images), multiple)
         tensor = images[0].new_zeros((len(images), 3, height, width))
         for slot, image in zip(tensor, images, strict=True):
             slot[:, : image.shape[1], : image.shape[2]].copy_(image)
@@ -67,17 +67,17 @@ class Images:
         """The same images in page-locked memory."""
         return replace(self, tensor=self.tensor.pin_memory())
 
-    def pad_to_multiple(self, divisor: int) -> Images:
-        """The same images, padded further so that `divisor` divides H and W."""
+    def pad_to_multiple(self, multiple: int) -> Images:
+        """The same images, padded further so that `multiple` divides H and W."""
         height, width = self.padded_size
-        bottom, right = _round_up(height, divisor) - height, _round_up(width, divisor) - width
+        bottom, right = _round_up(height, multiple) - height, _round_up(width, multiple) - width
         if not (bottom or right):
             return self
         return replace(self, tensor=F.pad(self.tensor, (0, right, 0, bottom)))
 
 
-def _round_up(value: int, divisor: int) -> int:
-    return (value + divisor - 1) // divisor * divisor
+def _round_up(value: int, multiple: int) -> int:
+    return (value + multiple - 1) // multiple * multiple
 
 
 @dataclass(frozen=True)

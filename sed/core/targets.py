@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sed.core.reweighting import at_least_float32
+from sed.core.precision import at_least_float32
 
 CERTAIN = 1e4  # a logit whose sigmoid or softmax is exactly 0 or 1, in every dtype
 

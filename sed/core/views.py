@@ -141,5 +141,5 @@ def _pool(full: DenseLevel, s: int) -> DenseLevel:
     return DenseLevel(full.level + s, grid, mean(full.logits), mean(full.deltas), valid)
 
 
-def _ceil_div(value: int, divisor: int) -> int:
-    return (value + divisor - 1) // divisor
+def _ceil_div(value: int, by: int) -> int:
+    return (value + by - 1) // by

@@ -23,9 +23,10 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from sed.data.catalog import XYWH_ABS, Dataset, Record, image_record, join, known_names, load_dataset
+from sed.data.catalog import known_names, load_dataset
 from sed.data.errors import DataError
-from sed.data.records import without_gc
+from sed.data.packing import without_gc
+from sed.data.records import XYWH_ABS, Dataset, Record, image_record, join
 from sed.data.voc import load_voc
 
 log = logging.getLogger(__name__)

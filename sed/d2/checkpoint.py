@@ -22,10 +22,10 @@ from torch import nn
 from sed.d2.backbone import load_imagenet
 from sed.d2.config import TRAINED_FOR, preprocessing, trained_for
 from sed.d2.detr import ScaleConsistentDETR
-from sed.data.files import CheckpointError, checkpoints, read, save_atomic
 from sed.detectors.base import Detector
 from sed.detectors.detr_build import load_detr_weights
 from sed.detectors.weights import WeightsError
+from sed.runtime.checkpoint_files import CheckpointError, checkpoints, read, save_atomic
 
 PREFIXES = {"student": "method.student.", "teacher": "method.teacher.module."}
 DETR_NAMES = ("", "imagenet", "coco")  # MODEL.WEIGHTS of the DETR family that are no paths

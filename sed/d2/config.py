@@ -24,8 +24,8 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from sed import config
 from sed import defaults as ours
 from sed.config import ZOO, ConfigError, leaves
-from sed.data.files import read
-from sed.data.scaling import describe, scaling
+from sed.runtime.checkpoint_files import read
+from sed.runtime.scaling import describe, scaling
 
 log = logging.getLogger(__name__)
 # What our defaults are in keys that only Detectron2 has: a pyramid, and the preprocessing of torchvision's weights
@@ -96,7 +96,7 @@ def scaled(cfg: CfgNode, world_size: int) -> tuple[CfgNode, list[str]]:
     """`cfg` for so many processes where SOLVER.REFERENCE_WORLD_SIZE is set, and what was changed, in lines.
 
     Raises:
-        DataError: see `sed.data.scaling.scaling`.
+        DataError: see `sed.runtime.scaling.scaling`.
     """
     changes = scaling(cfg, world_size)
     if not changes:

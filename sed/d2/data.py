@@ -1,7 +1,7 @@
 """From a config to the data of a run on Detectron2: its catalog, samplers and mappers, our two streams and views.
 
     data = build_data(cfg)
-    loader = build_train_loader(cfg, divisor, data=data)      # (labelled batch, unlabelled batch | None, step), ...
+    loader = build_train_loader(cfg, multiple, data=data)      # (labelled batch, unlabelled batch | None, step), ...
     loader.seek(1000)                                         # resume: nothing but the step need be known
 
 Detectron2's samplers give the order of the images, as one sequence for all processes; batches are cut from it before
@@ -27,11 +27,11 @@ from sed.d2.catalog import dataset_of, datasets_of, evaluable
 from sed.d2.config import num_classes
 from sed.d2.mapper import CHANNELS, ViewMapper
 from sed.data.augmentation import StrongAugmentation
-from sed.data.catalog import Dataset, Record
-from sed.data.geometry import build_geometric, tell_dropped
+from sed.data.geometry import build_geometric, log_dropped
 from sed.data.loaders import Order, Stream, collate_labeled, collate_unlabeled
 from sed.data.mapper import LABELED, UNLABELED
 from sed.data.partition import Data, Split, check_num_classes, partition
+from sed.data.records import Dataset, Record
 
 __all__ = [
     "DualLoader",
@@ -132,7 +132,7 @@ class DualLoader:
 
 def build_train_loader(
     cfg: CfgNode,
-    divisor: int,
+    multiple: int,
     mapper: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     data: Data | None = None,
 ) -> DualLoader:
@@ -140,7 +140,7 @@ def build_train_loader(
 
     Args:
         cfg: the run.
-        divisor: what the sides of the batches must be multiples of; those of unlabelled ones, also at half size.
+        multiple: what the sides of the batches must be multiples of; those of unlabelled ones, also at half size.
         mapper: makes the weak view; default: `default_mapper(cfg)`.
         data: default: `build_data(cfg)`.
 
@@ -153,7 +153,7 @@ def build_train_loader(
     data = build_data(cfg) if data is None else data
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()  # Detectron2's default: another one each time
     geometric = build_geometric(cfg.INPUT.GEOMETRIC, cfg.INPUT.GEOMETRIC_LEVEL, seed)
-    tell_dropped(geometric, data.labeled.records, LABELED)
+    log_dropped(geometric, data.labeled.records, LABELED)
     views = ViewMapper(
         default_mapper(cfg) if mapper is None else mapper,
         cfg.INPUT.FORMAT,
@@ -175,7 +175,7 @@ def build_train_loader(
         views.labeled,
         cfg.SEMI.IMS_PER_BATCH_LABELED,
         stream_id=LABELED,
-        collate=partial(collate_labeled, divisor=divisor),
+        collate=partial(collate_labeled, multiple=multiple),
         order=_labeled_order(cfg, data.labeled.records, _sampler_seed(seed, LABELED)),
     )
     unlabeled = None
@@ -185,7 +185,7 @@ def build_train_loader(
             views.unlabeled,
             cfg.SEMI.IMS_PER_BATCH_UNLABELED,
             stream_id=UNLABELED,
-            collate=partial(collate_unlabeled, divisor=divisor * 2**cfg.SED.MAX_SCALE),
+            collate=partial(collate_unlabeled, multiple=multiple * 2**cfg.SED.MAX_SCALE),
             order=TrainingSampler(len(data.unlabeled), seed=_sampler_seed(seed, UNLABELED))._infinite_indices,
         )
     return DualLoader(labeled, unlabeled, cfg.SEMI.BURN_IN, data)

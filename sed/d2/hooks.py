@@ -14,9 +14,9 @@ from torch import Tensor
 
 from sed.d2.checkpoint import export
 from sed.d2.config import TRAINED_FOR, trained_for
-from sed.data.files import checkpoint_path, prune, read
-from sed.data.rng import rng_state, set_rng_state
-from sed.methods.guards import Counters, watch_collapse
+from sed.runtime.checkpoint_files import checkpoint_path, prune, read
+from sed.runtime.guards import Counters, watch_collapse
+from sed.runtime.rng import rng_state, set_rng_state
 
 log = logging.getLogger(__name__)
 METRIC_PERIOD = 20  # steps between two transfers of metrics to the host, as Detectron2's writers have it

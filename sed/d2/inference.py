@@ -21,12 +21,12 @@ from sed.core.structures import LabeledBatch
 from sed.d2.catalog import datasets_of
 from sed.d2.checkpoint import load_weights
 from sed.d2.data import build_data, build_test_sets, build_train_loader
-from sed.data.catalog import Dataset, Record, join
 from sed.data.mapper import ImageInfo, read_image, to_tensor
+from sed.data.records import Dataset, Record, join
 from sed.detectors.base import Detector
-from sed.evaluation.files import trained_weights
 from sed.evaluation.pictures import Painter
 from sed.evaluation.visualize import PALETTE
+from sed.runtime.output import trained_weights
 
 
 def load_detector(cfg: CfgNode, weights: str, which: str = "teacher") -> Detector:

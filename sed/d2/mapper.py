@@ -20,10 +20,10 @@ from torch import Tensor
 
 from sed.core.structures import Targets
 from sed.data.augmentation import StrongAugmentation
-from sed.data.catalog import Record
 from sed.data.errors import DataError
 from sed.data.geometry import GeometricAugmentation
 from sed.data.mapper import LABELED, UNLABELED, check_file, to_tensor
+from sed.data.records import Record
 
 CHANNELS = {"RGB": slice(None), "BGR": [2, 1, 0]}  # INPUT.FORMAT -> the mapper's channels in the order of RGB
 

@@ -25,17 +25,9 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor, nn
 
-from sed.core.structures import (
-    DenseLevel,
-    DensePrediction,
-    Detections,
-    Images,
-    LabeledBatch,
-    RegionPrediction,
-    Targets,
-)
+from sed.core.structures import DenseLevel, DensePrediction, Detections, Images, LabeledBatch, RegionPrediction, Targets
 from sed.core.views import valid_anchors
-from sed.detectors.base import Detector, Features, normalize
+from sed.detectors.base import Detector, Features, check_sides, normalize
 
 # Detectron2's names of the losses -> those of `Detector.supervised_losses`
 RCNN_LOSSES = {
@@ -77,9 +69,7 @@ class Detectron2Detector(Detector):
 
     def encode(self, images: Images) -> Features:
         """See `Detector.encode`. The padding becomes exactly 0, as Detectron2 has it."""
-        height, width = images.padded_size
-        if height % self.divisor or width % self.divisor:
-            raise ValueError(f"images of {height} x {width}: sides must be multiples of the stride {self.divisor}")
+        check_sides(images, self.size_divisibility)
         own = Images(self._own_order(images.tensor), images.sizes)
         pixels = normalize(own, self.pixel_mean, self.pixel_std)
         return Features(self.backbone(pixels), Images(pixels, images.sizes))
@@ -97,7 +87,7 @@ class Detectron2Detector(Detector):
     def _own_order(self, pixels: Tensor) -> Tensor:
         return pixels if self.input_format == "RGB" else pixels.flip(1)
 
-    def _divisor(self, levels: Sequence[str]) -> int:
+    def _size_divisibility(self, levels: Sequence[str]) -> int:
         shapes: dict[str, ShapeSpec] = self.backbone.output_shape()
         return max(shapes[name].stride for name in levels)
 
@@ -135,8 +125,8 @@ class ScaleConsistentRCNN(Detectron2Detector, GeneralizedRCNN):
         pooler.register_forward_pre_hook(_pool_in_float32)
         self.num_classes = heads.num_classes
         region = heads.box_predictor.box2box_transform
-        self.coders = {"dense": self.proposal_generator.box2box_transform.weights, "region": region.weights}
-        self.divisor = self._divisor([*self.proposal_generator.in_features, *heads.in_features])
+        self.box_coder_weights = {"dense": self.proposal_generator.box2box_transform.weights, "region": region.weights}
+        self.size_divisibility = self._size_divisibility([*self.proposal_generator.in_features, *heads.in_features])
 
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
@@ -206,8 +196,8 @@ class ScaleConsistentRetinaNet(Detectron2Detector, RetinaNet):
     def __init__(self, **kwargs: Any) -> None:
         """As `RetinaNet`; also from a config."""
         super().__init__(**kwargs)
-        self.divisor = self._divisor(self.head_in_features)
-        self.coders = {"dense": self.box2box_transform.weights}
+        self.size_divisibility = self._size_divisibility(self.head_in_features)
+        self.box_coder_weights = {"dense": self.box2box_transform.weights}
 
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:

@@ -22,13 +22,15 @@ from sed.d2.config import DETR, architecture, scaled, stock_config
 from sed.d2.data import build_test_sets
 from sed.d2.inference import painter, test_mapper
 from sed.d2.trainer import SemiSupervisedTrainer
-from sed.data.catalog import Dataset
-from sed.data.files import CheckpointError, checkpoints, save_text
+from sed.data.files import save_text
 from sed.data.loaders import collate_test
+from sed.data.records import Dataset
 from sed.data.splits import check_manifest, write_manifest
 from sed.detectors.base import Detector
+from sed.detectors.export import save_stock
 from sed.evaluation.coco import detect_all
-from sed.evaluation.output import claim_folder, draw_predictions, write_config, write_versions
+from sed.runtime.checkpoint_files import CheckpointError, checkpoints
+from sed.runtime.output import claim_folder, draw_predictions, write_config, write_versions
 
 log = logging.getLogger(__name__)
 PICTURES = 6  # images of predictions.png
@@ -92,7 +94,7 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
     if comm.is_main_process():
         teacher = trainer.method.teacher.module
         classes = data.labeled.classes if data is not None else tuple(map(str, range(teacher.num_classes)))
-        if teacher.save_stock(folder / "model_final", classes, (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)):
+        if save_stock(teacher, folder / "model_final", classes, (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)):
             log.info("for transformers: from_pretrained(%r)", str(folder / "model_final"))
         if cfg.DATASETS.TEST:
             test = (data.tests if data is not None else build_test_sets(cfg))[0]
@@ -142,7 +144,7 @@ def _draw(cfg: CfgNode, teacher: Detector, test: Dataset, path: Path) -> None:
     few = test.records[:PICTURES]
     mapper = test_mapper(cfg)
     samples = [mapper.test(record) for record in few]
-    found = detect_all(teacher, [collate_test(samples, teacher.divisor)], teacher.device)
+    found = detect_all(teacher, [collate_test(samples, teacher.size_divisibility)], teacher.device)
     draw_predictions(path, found, few, test.classes, painter(test))
 
 

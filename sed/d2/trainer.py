@@ -37,12 +37,12 @@ from sed.d2.config import scaled
 from sed.d2.data import DualLoader, build_train_loader
 from sed.d2.hooks import Checkpoints, Metrics, TeacherUpdate, TeacherWeights
 from sed.d2.voc import VOCEvaluator
-from sed.data.rng import rng_state, set_rng_state
 from sed.detectors.base import Detector
 from sed.detectors.detr import NotADetrError
 from sed.methods.base import Method
 from sed.methods.build import method_from_keys
-from sed.methods.guards import diverged
+from sed.runtime.guards import diverged
+from sed.runtime.rng import rng_state, set_rng_state
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 Step = tuple[LabeledBatch, UnlabeledBatch | None, int]
@@ -217,7 +217,7 @@ class SemiSupervisedTrainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> DualLoader:
         """Both streams; override to give `sed.d2.data.build_train_loader` a mapper of your own."""
-        return build_train_loader(cfg, divisor=1)  # the detectors pad to what they need
+        return build_train_loader(cfg, multiple=1)  # the detectors pad to what they need
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:

@@ -11,7 +11,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import PascalVOCDetectionEvaluator
 from detectron2.utils import comm
 
-from sed.data.catalog import Dataset
+from sed.data.records import Dataset
 from sed.data.voc import load_voc
 from sed.evaluation.coco import format_table, score
 from sed.evaluation.voc import VOC07, VOC12

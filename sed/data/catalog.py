@@ -1,28 +1,21 @@
 """From what a user writes in the config to records: names of known sets, COCO json files, folders of images.
 
-A record is Detectron2's dataset dict, image by image:
-
-    {"file_name": path, "image_id": id, "height": H, "width": W,
-     "annotations": [{"bbox": [x, y, w, h], "bbox_mode": 1, "category_id": 0..K-1, "iscrowd": 0 | 1,
-                      "area": a}]}
-
-in absolute pixels; annotations of Pascal VOC also have "difficult": 0 | 1. The records of unlabelled data have no
-"annotations" key at all: it is taken away here, before any other code could see it.
+What records are: `sed.data.records`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from sed.data.coco import load_coco
 from sed.data.digits import VARIANTS, ensure_digits
 from sed.data.errors import DataError
+from sed.data.records import Dataset, image_record, join
+from sed.data.voc import load_voc
 
-Record = dict[str, Any]
-XYWH_ABS = 1  # detectron2.structures.BoxMode.XYWH_ABS
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 COCO_2017 = {
     "coco_2017_train": ("coco/annotations/instances_train2017.json", "coco/train2017"),
@@ -33,28 +26,6 @@ VOC = {  # name -> folder, split: Detectron2's builtin ones
     **{f"voc_2007_{split}": ("VOC2007", split) for split in ("trainval", "train", "val", "test")},
     **{f"voc_2012_{split}": ("VOC2012", split) for split in ("trainval", "train", "val")},
 }
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Records and what their classes mean.
-
-    Attributes:
-        name: what the user called it.
-        records: dataset dicts, see the module's docstring.
-        classes: K names; the index is the contiguous class. Empty for a folder of images.
-        category_ids: K original category ids, in the same order.
-        json_file: the COCO json that it was read from; "" if none.
-    """
-
-    name: str
-    records: Sequence[Record]
-    classes: tuple[str, ...] = ()
-    category_ids: tuple[int, ...] = ()
-    json_file: str = ""
-
-    def __len__(self) -> int:
-        return len(self.records)
 
 
 def data_root() -> Path:
@@ -80,9 +51,6 @@ def load_dataset(source: str, image_root: str = "", labeled: bool = True) -> Dat
     Raises:
         DataError: whatever is wrong with it; see `sed.data.coco` and `sed.data.voc`.
     """
-    from sed.data.coco import load_coco
-    from sed.data.voc import load_voc
-
     for variant in VARIANTS:
         if source in (f"{variant}_train", f"{variant}_tune", f"{variant}_test"):
             folder, split = ensure_digits(data_root(), variant), source.rpartition("_")[2]
@@ -116,27 +84,6 @@ def load_datasets(sources: Sequence[str], image_root: str = "", labeled: bool = 
     return join([load_dataset(source, image_root, labeled) for source in sources], labeled)
 
 
-def join(parts: Sequence[Dataset], labeled: bool = True) -> Dataset:
-    """Several data sets as one; labelled ones must have the same classes.
-
-    Where image ids of different sets collide, all ids become "<name>:<id>".
-
-    Raises:
-        DataError: if there is none, or the classes differ.
-    """
-    if not parts:
-        raise DataError("no data set given: DATASETS.TRAIN, DATASETS.UNLABELED or DATASETS.TEST is empty")
-    if len(parts) == 1:
-        return parts[0]
-    if labeled:
-        for other in parts[1:]:
-            check_same_classes(parts[0], other)
-    records = [record for part in parts for record in part.records]
-    if len({record["image_id"] for record in records}) < len(records):
-        records = [{**r, "image_id": f"{part.name}:{r['image_id']}"} for part in parts for r in part.records]
-    return replace(parts[0], name="+".join(part.name for part in parts), records=records, json_file="")
-
-
 def load_folder(folder: str | Path) -> Dataset:
     """All images below a folder, sorted by path, as unlabelled records; sizes are read from the headers.
 
@@ -153,111 +100,3 @@ def list_images(folder: str | Path) -> list[Path]:
     if not paths:
         raise DataError(f"{folder}: no image in this folder; looked for {', '.join(IMAGE_SUFFIXES)} at any depth")
     return paths
-
-
-def image_record(path: str | Path, image_id: int | str) -> Record:
-    """The unlabelled record of one image file; its size is read from the header.
-
-    Raises:
-        DataError: for a file that is no readable image.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            if image.getexif().get(0x0112, 1) >= 5:  # EXIF orientation: lies on its side
-                width, height = height, width
-    except (UnidentifiedImageError, OSError) as error:
-        raise DataError(f"{path}: not a readable image ({error}); repair or remove it") from None
-    return {"file_name": str(path), "image_id": image_id, "height": height, "width": width}
-
-
-def strip_annotations(records: Sequence[Record]) -> list[Record]:
-    """The same records without their annotations: all that training may know of unlabelled images."""
-    return [{key: value for key, value in record.items() if key != "annotations"} for record in records]
-
-
-def without_empty(records: Sequence[Record], name: str = "labelled set") -> list[Record]:
-    """The records that have at least one box that is no crowd.
-
-    Raises:
-        DataError: if none is left.
-    """
-    kept = [r for r in records if any(not a["iscrowd"] for a in r.get("annotations", ()))]
-    if not kept:
-        raise DataError(f"{name}: none of its {len(records)} images has a box; label some, or label more of them")
-    return kept
-
-
-def check_same_classes(train: Dataset, test: Dataset) -> None:
-    """Raise DataError unless both sets have the same class names in the same order."""
-    if train.classes == test.classes:
-        return
-    missing, extra = (
-        sorted(set(train.classes) - set(test.classes)),
-        sorted(set(test.classes) - set(train.classes)),
-    )
-    if missing or extra:
-        detail = f"only in the first: {missing or 'none'}; only in the second: {extra or 'none'}"
-    else:
-        detail = f"the order differs: {list(train.classes)} against {list(test.classes)}"
-    raise DataError(f"{train.name} and {test.name} must have the same categories ({detail})")
-
-
-def check_disjoint(labeled: Sequence[Record], unlabeled: Sequence[Record], val: Sequence[Record]) -> None:
-    """Raise DataError if an image is in two of the three sets, by path or by content.
-
-    By real path, and by SHA-1 of the bytes. To be quick on large sets, only files of equal length and sides are
-    compared, first by 4 KiB from their middle.
-    """
-    files: dict[str, str] = {}  # real path -> set
-    sides: dict[str, tuple[int, ...]] = {}  # in order of length: one of two jsons may go by the EXIF orientation
-    folders: dict[str, str] = {}  # path -> real path
-    for kind, records in (("labelled", labeled), ("unlabelled", unlabeled), ("validation", val)):
-        for record in records:
-            path = _real_path(record["file_name"], folders)
-            sides[path] = tuple(sorted((record.get("height", 0), record.get("width", 0))))
-            if files.setdefault(path, kind) != kind:
-                raise DataError(
-                    f"{path} is both in the {files[path]} and in the {kind} set; take it out of one of them"
-                )
-    groups = [list(files)]
-    for key in (lambda path: (os.path.getsize(path), sides[path]), _middle, _sha1):
-        groups = [part for group in groups for part in _shared(group, key, files)]
-    if groups:
-        first = groups[0][0]
-        second = next(path for path in groups[0] if files[path] != files[first])
-        raise DataError(
-            f"{first} ({files[first]}) and {second} ({files[second]}) are the same image, byte for byte "
-            f"({len(groups)} such in all); take it out of one of the sets"
-        )
-
-
-def _real_path(path: str, folders: dict[str, str]) -> str:
-    """`os.path.realpath`, which asks for every folder above each file, with the folders' remembered."""
-    folder, name = os.path.split(path)
-    if folder not in folders:
-        folders[folder] = os.path.realpath(folder)
-    path = os.path.join(folders[folder], name)
-    return os.path.realpath(path) if os.path.islink(path) else path
-
-
-def _shared(paths: Sequence[str], key: Callable[[str], object], files: dict[str, str]) -> list[list[str]]:
-    """Groups of paths with an equal key that come from more than one set."""
-    groups: dict[object, list[str]] = {}
-    for path in paths:
-        groups.setdefault(key(path), []).append(path)
-    return [group for group in groups.values() if len({files[path] for path in group}) > 1]
-
-
-def _middle(path: str) -> bytes:
-    with open(path, "rb") as stream:
-        stream.seek(os.path.getsize(path) // 2)
-        return stream.read(4096)
-
-
-def _sha1(path: str) -> str:
-    import hashlib
-
-    return hashlib.sha1(Path(path).read_bytes(), usedforsecurity=False).hexdigest()

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from sed.data.catalog import XYWH_ABS, Dataset, Record
 from sed.data.errors import DataError
-from sed.data.records import without_gc
+from sed.data.packing import without_gc
+from sed.data.records import XYWH_ABS, Dataset, Record
 
 _CROWD = (None, 0, 1)  # None: not said
 _log = logging.getLogger(__name__)

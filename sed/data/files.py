@@ -1,32 +1,9 @@
-"""Files of tensors: written atomically, read without running code. Both engines' checkpoints stand on this."""
+"""Texts and bytes written atomically: a file has its old content or all of the new, whenever the process dies."""
 
 from __future__ import annotations
 
 import os
-import pickle
-import zipfile
 from pathlib import Path
-from typing import Any
-
-import torch
-
-
-class CheckpointError(RuntimeError):
-    """A file that cannot be read or does not fit; the message names file, first difference and remedy."""
-
-
-def save_atomic(content: object, path: str | Path) -> None:
-    """`torch.save` such that `path` has its old content or all of the new, whenever the process dies."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as stream:
-            torch.save(content, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_text(text: str, path: str | Path) -> None:
@@ -40,47 +17,3 @@ def save_bytes(content: bytes, path: str | Path) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_bytes(content)
     os.replace(temporary, path)
-
-
-def read(path: str | Path) -> dict[str, Any]:
-    """What a file holds, on the CPU. A file from someone else runs no code (`weights_only=True`).
-
-    Raises:
-        CheckpointError: no such file, or not a whole torch file.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
-    except (
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-        RuntimeError,
-        EOFError,
-        KeyError,
-        ValueError,
-    ) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{path}: cannot be read ({reason}); delete it to go on from the one before, or from the start"
-        ) from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: expected a dictionary, found {type(content).__name__}")
-    return content
-
-
-def checkpoint_path(folder: str | Path, step: int) -> Path:
-    """The file of the state after `step` steps."""
-    return Path(folder) / f"checkpoint_{step:07d}.pth"
-
-
-def checkpoints(folder: str | Path) -> list[Path]:
-    """A run's full checkpoints, oldest first."""
-    return sorted(Path(folder).glob("checkpoint_*.pth"), key=lambda path: int(path.stem.rpartition("_")[2]))
-
-
-def prune(newest: Path, kept: int) -> None:
-    """Delete all full checkpoints beside `newest` but the `kept` newest ones (at least `newest` stays)."""
-    older = [other for other in checkpoints(newest.parent) if other != newest]
-    for old in older[: max(0, len(older) - max(kept, 1) + 1)]:
-        old.unlink()

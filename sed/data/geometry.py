@@ -33,7 +33,7 @@ MAX_DEGREES, MAX_SHEAR, MAX_SHIFT = 30.0, 0.3, 0.45  # at level 10; the shift as
 FILL = (128, 128, 128)
 KEPT = 0.5  # the share of a box's hull that must stay inside the image
 _STREAM = 1  # beside (seed, stream, position): no other generator of a sample has four words
-_COUNTED = 2000  # images that `tell_dropped` looks at
+_COUNTED = 2000  # images that `log_dropped` looks at
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def build_geometric(kind: str, level: float, seed: int) -> GeometricAugmentation
     return GeometricAugmentation(level, seed)
 
 
-def tell_dropped(geometric: GeometricAugmentation | None, records: Sequence[dict[str, Any]], stream: int) -> None:
+def log_dropped(geometric: GeometricAugmentation | None, records: Sequence[dict[str, Any]], stream: int) -> None:
     """Say once what the augmentation costs in labels, from the first images: workers could only tell in pieces."""
     if geometric is not None:
         few = records[:_COUNTED]

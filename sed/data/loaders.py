@@ -27,31 +27,31 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sed.core.structures import Images, LabeledBatch, Targets, UnlabeledBatch
-from sed.data.catalog import Record
 from sed.data.errors import DataError
 from sed.data.mapper import ImageInfo, Mapper
-from sed.data.records import pack
+from sed.data.packing import pack
+from sed.data.records import Record
 
 Plan = list[tuple[int, int]]  # (position, index) of every sample of a batch
 Order = Callable[[], Iterator[int]]  # starts an endless sequence of indices of records
 
 
-def collate_labeled(samples: Sequence[tuple[Tensor, Targets]], divisor: int = 1) -> LabeledBatch:
-    """Pad to sides that `divisor` divides."""
+def collate_labeled(samples: Sequence[tuple[Tensor, Targets]], multiple: int = 1) -> LabeledBatch:
+    """Pad to sides that `multiple` divides."""
     images, targets = zip(*samples, strict=True)
-    return LabeledBatch(Images.from_list(images, divisor), targets)
+    return LabeledBatch(Images.from_list(images, multiple), targets)
 
 
-def collate_unlabeled(samples: Sequence[tuple[Tensor, Tensor]], divisor: int = 1) -> UnlabeledBatch:
-    """Pad both views to sides that `divisor` divides."""
+def collate_unlabeled(samples: Sequence[tuple[Tensor, Tensor]], multiple: int = 1) -> UnlabeledBatch:
+    """Pad both views to sides that `multiple` divides."""
     weak, strong = zip(*samples, strict=True)
-    return UnlabeledBatch(Images.from_list(weak, divisor), Images.from_list(strong, divisor))
+    return UnlabeledBatch(Images.from_list(weak, multiple), Images.from_list(strong, multiple))
 
 
-def collate_test(samples: Sequence[tuple[Tensor, ImageInfo]], divisor: int = 1) -> tuple[Images, list[ImageInfo]]:
-    """Pad to sides that `divisor` divides."""
+def collate_test(samples: Sequence[tuple[Tensor, ImageInfo]], multiple: int = 1) -> tuple[Images, list[ImageInfo]]:
+    """Pad to sides that `multiple` divides."""
     images, infos = zip(*samples, strict=True)
-    return Images.from_list(images, divisor), list(infos)
+    return Images.from_list(images, multiple), list(infos)
 
 
 def permutations(size: int, seed: int, stream_id: int) -> Iterator[int]:
@@ -199,7 +199,7 @@ def test_loader(
     num_workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
-    divisor: int = 1,
+    multiple: int = 1,
 ) -> Iterator[tuple[Images, list[ImageInfo]]]:
     """Every W-th record once, from `rank` on, in order.
 
@@ -211,7 +211,7 @@ def test_loader(
     """
     indices = list(range(rank, len(records), world_size))
     batches = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
-    work = _Work(records, mapper.test, partial(collate_test, divisor=divisor))
+    work = _Work(records, mapper.test, partial(collate_test, multiple=multiple))
     for batch in batch_loader(work, batches, num_workers):
         if isinstance(batch, DataError):
             raise batch

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from sed.core.structures import Size, Targets
 from sed.data.augmentation import StrongAugmentation, flip, resize_shortest
-from sed.data.catalog import Record
 from sed.data.errors import DataError
 from sed.data.geometry import GeometricAugmentation
+from sed.data.records import Record
 
 LABELED, UNLABELED = 0, 1  # stream ids
 _ENDINGS = {

@@ -8,16 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from sed.data.catalog import (
-    Dataset,
-    Record,
-    check_disjoint,
-    check_same_classes,
-    strip_annotations,
-    without_empty,
-)
 from sed.data.errors import DataError
-from sed.data.records import pack, without_gc
+from sed.data.packing import pack, without_gc
+from sed.data.records import Dataset, Record, check_disjoint, check_same_classes, strip_annotations, without_empty
 from sed.data.splits import split
 
 

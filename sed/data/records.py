@@ -1,93 +1,174 @@
-"""Records in one piece of memory that processes share, instead of millions of Python objects in each.
+"""Records and data sets: what every reader of a format makes, and what is done with them whatever they came from.
 
-COCO's training set is 118 thousand records with 860 thousand boxes: as dicts and lists they take more than a GiB, and a
-worker that was forked copies every page on which it counts a reference. Pickled into one buffer they take a fifth of
-that, and no worker copies any of it. Detectron2 keeps its data sets in the same way.
+A record is Detectron2's dataset dict, image by image:
+
+    {"file_name": path, "image_id": id, "height": H, "width": W,
+     "annotations": [{"bbox": [x, y, w, h], "bbox_mode": 1, "category_id": 0..K-1, "iscrowd": 0 | 1,
+                      "area": a}]}
+
+in absolute pixels; annotations of Pascal VOC also have "difficult": 0 | 1. The records of unlabelled data have no
+"annotations" key at all: it is taken away when they are read, before any other code could see it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import gc
-import itertools
-import operator
-import pickle
-from collections.abc import Iterator, Sequence
-from typing import Any, overload
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
+from PIL import Image, UnidentifiedImageError
+
+from sed.data.errors import DataError
 
 Record = dict[str, Any]
+XYWH_ABS = 1  # detectron2.structures.BoxMode.XYWH_ABS
 
 
-class PackedRecords(Sequence[Record]):
-    """A sequence of records; each access makes a new dict.
-
-    Tensors hold it: forked workers share their pages, and to spawned ones torch hands them over as shared memory.
-
-    Args:
-        records: dataset dicts (`sed.data.catalog`).
+@dataclass(frozen=True)
+class Dataset:
+    """Records and what their classes mean.
 
     Attributes:
-        sizes: [N, 2] int32, (height, width) of every record.
+        name: what the user called it.
+        records: dataset dicts, see the module's docstring.
+        classes: K names; the index is the contiguous class. Empty for a folder of images.
+        category_ids: K original category ids, in the same order.
+        json_file: the COCO json that it was read from; "" if none.
     """
 
-    def __init__(self, records: Sequence[Record]) -> None:
-        buffer, ends = bytearray(), np.zeros(len(records) + 1, np.int64)
-        for index, record in enumerate(records):
-            buffer += pickle.dumps(record, protocol=pickle.HIGHEST_PROTOCOL)
-            ends[index + 1] = len(buffer)
-        self._data = torch.frombuffer(buffer, dtype=torch.uint8) if buffer else torch.empty(0, dtype=torch.uint8)
-        self._ends = torch.from_numpy(ends)
-        sizes = [(record["height"], record["width"]) for record in records]
-        self.sizes = torch.tensor(sizes, dtype=torch.int32).reshape(-1, 2)
+    name: str
+    records: Sequence[Record]
+    classes: tuple[str, ...] = ()
+    category_ids: tuple[int, ...] = ()
+    json_file: str = ""
 
     def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Record]: ...
-
-    def __getitem__(self, index: int | slice) -> Record | list[Record]:
-        """One record, or a list of those of a slice."""
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
-        start, end = self._ends[index % len(self) :][:2].tolist()
-        return pickle.loads(self._data[start:end].numpy().data)
-
-    def __iter__(self) -> Iterator[Record]:
-        """All of them; quicker than one by one."""
-        data, ends = memoryview(self._data.numpy()), self._ends.tolist()
-        for start, end in itertools.pairwise(ends):
-            yield pickle.loads(data[start:end])
-
-    def __eq__(self, other: object) -> bool:
-        """Equal to any sequence of the same records."""
-        return isinstance(other, Sequence) and len(self) == len(other) and all(map(operator.eq, self, other))
+        return len(self.records)
 
 
-def pack(records: Sequence[Record]) -> PackedRecords:
-    """`records` packed, or themselves if they are."""
-    return records if isinstance(records, PackedRecords) else PackedRecords(records)
+def join(parts: Sequence[Dataset], labeled: bool = True) -> Dataset:
+    """Several data sets as one; labelled ones must have the same classes.
 
+    Where image ids of different sets collide, all ids become "<name>:<id>".
 
-@contextlib.contextmanager
-def without_gc() -> Iterator[None]:
-    """Inside, and in a function that this decorates, Python looks for no cycles of garbage.
-
-    Reading COCO's json makes tens of millions of objects, and the collector looks through all of them again and again:
-    12.5 s with it, 3.9 s without.
+    Raises:
+        DataError: if there is none, or the classes differ.
     """
-    enabled = gc.isenabled()
-    gc.disable()
+    if not parts:
+        raise DataError("no data set given: DATASETS.TRAIN, DATASETS.UNLABELED or DATASETS.TEST is empty")
+    if len(parts) == 1:
+        return parts[0]
+    if labeled:
+        for other in parts[1:]:
+            check_same_classes(parts[0], other)
+    records = [record for part in parts for record in part.records]
+    if len({record["image_id"] for record in records}) < len(records):
+        records = [{**r, "image_id": f"{part.name}:{r['image_id']}"} for part in parts for r in part.records]
+    return replace(parts[0], name="+".join(part.name for part in parts), records=records, json_file="")
+
+
+def image_record(path: str | Path, image_id: int | str) -> Record:
+    """The unlabelled record of one image file; its size is read from the header.
+
+    Raises:
+        DataError: for a file that is no readable image.
+    """
     try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
+        with Image.open(path) as image:
+            width, height = image.size
+            if image.getexif().get(0x0112, 1) >= 5:  # EXIF orientation: lies on its side
+                width, height = height, width
+    except (UnidentifiedImageError, OSError) as error:
+        raise DataError(f"{path}: not a readable image ({error}); repair or remove it") from None
+    return {"file_name": str(path), "image_id": image_id, "height": height, "width": width}
+
+
+def strip_annotations(records: Sequence[Record]) -> list[Record]:
+    """The same records without their annotations: all that training may know of unlabelled images."""
+    return [{key: value for key, value in record.items() if key != "annotations"} for record in records]
+
+
+def without_empty(records: Sequence[Record], name: str = "labelled set") -> list[Record]:
+    """The records that have at least one box that is no crowd.
+
+    Raises:
+        DataError: if none is left.
+    """
+    kept = [r for r in records if any(not a["iscrowd"] for a in r.get("annotations", ()))]
+    if not kept:
+        raise DataError(f"{name}: none of its {len(records)} images has a box; label some, or label more of them")
+    return kept
+
+
+def check_same_classes(train: Dataset, test: Dataset) -> None:
+    """Raise DataError unless both sets have the same class names in the same order."""
+    if train.classes == test.classes:
+        return
+    missing, extra = (
+        sorted(set(train.classes) - set(test.classes)),
+        sorted(set(test.classes) - set(train.classes)),
+    )
+    if missing or extra:
+        detail = f"only in the first: {missing or 'none'}; only in the second: {extra or 'none'}"
+    else:
+        detail = f"the order differs: {list(train.classes)} against {list(test.classes)}"
+    raise DataError(f"{train.name} and {test.name} must have the same categories ({detail})")
+
+
+def check_disjoint(labeled: Sequence[Record], unlabeled: Sequence[Record], val: Sequence[Record]) -> None:
+    """Raise DataError if an image is in two of the three sets, by path or by content.
+
+    By real path, and by SHA-1 of the bytes. To be quick on large sets, only files of equal length and sides are
+    compared, first by 4 KiB from their middle.
+    """
+    files: dict[str, str] = {}  # real path -> set
+    sides: dict[str, tuple[int, ...]] = {}  # in order of length: one of two jsons may go by the EXIF orientation
+    folders: dict[str, str] = {}  # path -> real path
+    for kind, records in (("labelled", labeled), ("unlabelled", unlabeled), ("validation", val)):
+        for record in records:
+            path = _real_path(record["file_name"], folders)
+            sides[path] = tuple(sorted((record.get("height", 0), record.get("width", 0))))
+            if files.setdefault(path, kind) != kind:
+                raise DataError(
+                    f"{path} is both in the {files[path]} and in the {kind} set; take it out of one of them"
+                )
+    groups = [list(files)]
+    for key in (lambda path: (os.path.getsize(path), sides[path]), _middle, _sha1):
+        groups = [part for group in groups for part in _shared(group, key, files)]
+    if groups:
+        first = groups[0][0]
+        second = next(path for path in groups[0] if files[path] != files[first])
+        raise DataError(
+            f"{first} ({files[first]}) and {second} ({files[second]}) are the same image, byte for byte "
+            f"({len(groups)} such in all); take it out of one of the sets"
+        )
+
+
+def _real_path(path: str, folders: dict[str, str]) -> str:
+    """`os.path.realpath`, which asks for every folder above each file, with the folders' remembered."""
+    folder, name = os.path.split(path)
+    if folder not in folders:
+        folders[folder] = os.path.realpath(folder)
+    path = os.path.join(folders[folder], name)
+    return os.path.realpath(path) if os.path.islink(path) else path
+
+
+def _shared(paths: Sequence[str], key: Callable[[str], object], files: dict[str, str]) -> list[list[str]]:
+    """Groups of paths with an equal key that come from more than one set."""
+    groups: dict[object, list[str]] = {}
+    for path in paths:
+        groups.setdefault(key(path), []).append(path)
+    return [group for group in groups.values() if len({files[path] for path in group}) > 1]
+
+
+def _middle(path: str) -> bytes:
+    with open(path, "rb") as stream:
+        stream.seek(os.path.getsize(path) // 2)
+        return stream.read(4096)
+
+
+def _sha1(path: str) -> str:
+    return hashlib.sha1(Path(path).read_bytes(), usedforsecurity=False).hexdigest()

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from sed.data.catalog import Record
 from sed.data.coco import read_json
 from sed.data.errors import DataError
 from sed.data.files import save_text
 from sed.data.protocols import Choice, Content, image_ids
+from sed.data.records import Record
 from sed.data.splits import id_hash, read_manifest, write_manifest
 
 FOLDERS = {  # of images from different places, below the folder of the data set

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from sed import __version__
-from sed.data.catalog import Record, strip_annotations
 from sed.data.errors import DataError
 from sed.data.files import save_text
+from sed.data.records import Record, strip_annotations
 
 VERSION = 1  # of the manifest's format; files of the same version may have further fields
 

@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sed.data.catalog import Dataset, Record, image_record
 from sed.data.coco import add_annotations
 from sed.data.errors import DataError
+from sed.data.records import Dataset, Record, image_record
 
 CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),

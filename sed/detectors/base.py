@@ -18,7 +18,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
@@ -74,20 +73,27 @@ def valid_pixels(images: Images) -> Tensor:
     return (rows < sizes[:, 0].view(-1, 1, 1, 1)) & (columns < sizes[:, 1].view(-1, 1, 1, 1))
 
 
+def check_sides(images: Images, size_divisibility: int) -> None:
+    """Raise ValueError unless `size_divisibility` divides the sides of the padded batch."""
+    height, width = images.padded_size
+    if height % size_divisibility or width % size_divisibility:
+        raise ValueError(f"images of {height} x {width}: sides must be multiples of the stride {size_divisibility}")
+
+
 class Detector(nn.Module, ABC):
     """A trainable detector.
 
     Attributes:
         heads: which of {"dense", "region", "query"} this detector answers for.
         num_classes: K.
-        divisor: the largest stride; `encode` needs sides that it divides (use `Images.pad_to_multiple`).
-        coders: of the dense and the region head, the weights of its deltas (dx, dy, log w, log h).
+        size_divisibility: the largest stride; `encode` needs sides that it divides (use `Images.pad_to_multiple`).
+        box_coder_weights: of the dense and the region head, the weights of its deltas (dx, dy, log w, log h).
     """
 
     heads: frozenset[Head]
     num_classes: int
-    divisor: int
-    coders: Mapping[Head, Coder] = MappingProxyType({"dense": UNIT, "region": UNIT})
+    size_divisibility: int
+    box_coder_weights: Mapping[Head, Coder] = MappingProxyType({"dense": UNIT, "region": UNIT})
 
     @abstractmethod
     def supervised_losses(self, batch: LabeledBatch) -> dict[str, Tensor]:
@@ -99,7 +105,7 @@ class Detector(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, images: Images) -> Features:
-        """Run the backbone, once a view. Sides of `images` must be multiples of `divisor`."""
+        """Run the backbone, once a view. Sides of `images` must be multiples of `size_divisibility`."""
 
     @abstractmethod
     def detect(self, images: Images) -> list[Detections]:
@@ -141,19 +147,6 @@ class Detector(nn.Module, ABC):
     @abstractmethod
     def plain_state_dict(self) -> dict[str, Tensor]:
         """The weights under the stock framework's own names: it loads them without this project."""
-
-    def save_stock(self, folder: Path, classes: Sequence[str], size: tuple[int, int]) -> bool:
-        """Write a folder from which the stock framework builds and loads the model, where it has such a format.
-
-        Args:
-            folder: replaced where it exists.
-            classes: K names.
-            size: (short side, longest side) of test images, pixels.
-
-        Returns:
-            Whether there is one; torchvision and Detectron2 load `plain_state_dict` as it is.
-        """
-        return False
 
     def _no_head(self, head: Head) -> TypeError:
         return TypeError(f"{type(self).__name__} has no {head} head; its heads are {sorted(self.heads)}")

@@ -22,7 +22,6 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,7 +29,7 @@ from torch import Tensor, nn
 
 from sed.core.boxes import clip_boxes, corners
 from sed.core.structures import Detections, Images, LabeledBatch, QueryPrediction, Size, Targets
-from sed.detectors.base import Detector, Features, normalize, valid_pixels
+from sed.detectors.base import Detector, Features, check_sides, normalize, valid_pixels
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB, 0..255
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -87,17 +86,15 @@ class QueryDetector(Detector):
         self.detections = detections
         for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
             self.register_buffer(name, torch.tensor(values, device=device).view(1, 3, 1, 1), persistent=False)
-        self.divisor, strict = _divisor(getattr(model, "config", None))
-        traits = _probe(model, self.divisor, device)
+        self.size_divisibility, strict = _size_divisibility(getattr(model, "config", None))
+        traits = _probe(model, self.size_divisibility, device)
         self.num_classes, self.num_queries = traits.num_classes, traits.num_queries
         self.softmax, self.reads_mask = traits.softmax, traits.reads_mask
         self.any_size = self.reads_mask and not strict
 
     def encode(self, images: Images) -> QueryFeatures:
         """See `Detector.encode`. Pixels are normalised here and padding becomes exactly 0."""
-        height, width = images.padded_size
-        if height % self.divisor or width % self.divisor:
-            raise ValueError(f"images of {height} x {width}: sides must be multiples of the stride {self.divisor}")
+        check_sides(images, self.size_divisibility)
         pixels, output = self._run(images)
         first = slice(self.num_queries)
         prediction = QueryPrediction(output.logits[:, first], output.pred_boxes[:, first], self.softmax)
@@ -113,7 +110,7 @@ class QueryDetector(Detector):
 
         The library weighs its parts inside: the weight of a part is the derivative of the loss by that part.
         """
-        images = batch.images.pad_to_multiple(self.divisor)
+        images = batch.images.pad_to_multiple(self.size_divisibility)
         _, output = self._run(images, self._labels(batch.targets, images))
         classes = _class_loss(output)
         if classes is None:  # nothing of it is trained
@@ -126,7 +123,7 @@ class QueryDetector(Detector):
 
         Softmax: a query has its best class; sigmoid: each class of a query stands for itself.
         """
-        images = images.pad_to_multiple(self.divisor)
+        images = images.pad_to_multiple(self.size_divisibility)
         prediction = self.encode(images).prediction
         logits = prediction.logits.float()
         if self.softmax:
@@ -148,16 +145,6 @@ class QueryDetector(Detector):
     def plain_state_dict(self) -> dict[str, Tensor]:
         """See `Detector`; the names are those of the wrapped model."""
         return self.model.state_dict()
-
-    def save_stock(self, folder: Path, classes: Sequence[str], size: tuple[int, int]) -> bool:
-        """See `Detector`: a folder for `from_pretrained` and `pipeline("object-detection")` of transformers.
-
-        Models that cannot take `any_size` get images stretched to squares of the short side there, as their kin do.
-        """
-        from sed.detectors.detr_build import save_pretrained
-
-        save_pretrained(self, folder, classes, size)
-        return True
 
     def _run(self, images: Images, labels: list[dict[str, Tensor]] | None = None) -> tuple[Tensor, Any]:
         """The normalised pixels and the model's output."""
@@ -220,7 +207,7 @@ def _class_loss(output: Any) -> Tensor | None:
     return sum(shares[1:], shares[0]) if shares else None
 
 
-def _probe(model: nn.Module, divisor: int, device: torch.device) -> Traits:
+def _probe(model: nn.Module, size_divisibility: int, device: torch.device) -> Traits:
     """Run `model` on a made-up picture: whole, with half of it masked, and in train mode with a box to learn.
 
     Raises:
@@ -231,7 +218,7 @@ def _probe(model: nn.Module, divisor: int, device: torch.device) -> Traits:
     num_labels = getattr(getattr(model, "config", None), "num_labels", None)
     if num_labels is None:
         lacks.append("config.num_labels (the number of classes)")
-    side = math.ceil(PROBE / divisor) * divisor
+    side = math.ceil(PROBE / size_divisibility) * size_divisibility
     wave = torch.arange(side, dtype=torch.float32, device=device) / 17
     pixels = (wave.sin()[:, None] * wave.cos()[None, :]).expand(1, 3, side, side).contiguous()
     mask = torch.ones((1, side, side), dtype=torch.long, device=device)
@@ -306,7 +293,7 @@ def _missing_losses(output: Any) -> list[str]:
     return lacks
 
 
-def _divisor(config: Any) -> tuple[int, bool]:
+def _size_divisibility(config: Any) -> tuple[int, bool]:
     """What sides must be multiples of, and whether the model insists on it whoever calls it.
 
     For a plain ViT the patch times the windows a side, and it does; else 32, the stride of the published backbones.

@@ -1,4 +1,4 @@
-"""Detectors of the DETR family by name, their pretrained weights, and what is exported for `transformers`.
+"""Detectors of the DETR family by name, and their pretrained weights.
 
 A model is described as `transformers` itself describes it, by a config.json: a file, a folder that holds one, or a name
 on the Hugging Face hub. The class follows from its `model_type`, so every member of the family is there.
@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,7 @@ import torch
 from torch import nn
 
 from sed.detectors.detr import QueryDetector
-from sed.detectors.weights import WeightsError, check_fits, imagenet_resnet, read_state_dict
+from sed.detectors.weights import WeightsError, check_fits, imagenet_resnet, no_progress_bars, read_state_dict
 
 log = logging.getLogger(__name__)
 CONFIG_KEY = "MODEL.DETR.CONFIG"
@@ -180,7 +177,7 @@ def _load_folder(detector: QueryDetector, source: str) -> None:
             "of the hub, or set MODEL.WEIGHTS to imagenet, a folder, a file or '' (from scratch)"
         )
     try:
-        with _no_bars():
+        with no_progress_bars():
             model, found = AutoModelForObjectDetection.from_pretrained(
                 source, config=detector.model.config, ignore_mismatched_sizes=True, output_loading_info=True
             )
@@ -223,59 +220,3 @@ def _load_file(detector: QueryDetector, path: str) -> None:
     check_fits(own, state | {name: own[name] for name in fresh}, path, "detector")  # other classes start fresh
     detector.model.load_state_dict({n: v for n, v in state.items() if n not in fresh}, strict=False)
     log.info("detector: %d tensors from %s, %d start fresh %s", len(own) - len(fresh), path, len(fresh), fresh)
-
-
-# ---------------------------------------------------------------------------------------------- export
-def save_pretrained(detector: QueryDetector, folder: Path, classes: Sequence[str], size: tuple[int, int]) -> None:
-    """Write the folder that `from_pretrained` and `pipeline("object-detection")` of transformers load.
-
-    Args:
-        detector: the teacher.
-        folder: replaced where it exists, but only once the new one is complete.
-        classes: K names.
-        size: (short side, longest side) of test images. Models that cannot take `any_size` get squares.
-    """
-    model, fresh = detector.model, folder.with_name(folder.name + ".new")
-    model.config.id2label = dict(enumerate(classes))
-    model.config.label2id = {name: index for index, name in enumerate(classes)}
-    square = -(-size[0] // detector.divisor) * detector.divisor
-    free = {"shortest_edge": size[0], "longest_edge": size[1]}
-    mean, std = (values.flatten().cpu() / 255 for values in (detector.pixel_mean, detector.pixel_std))
-    processor = _processor_class(detector)(
-        do_normalize=True,
-        image_mean=mean.tolist(),
-        image_std=std.tolist(),
-        size=free if detector.any_size else {"height": square, "width": square},
-    )
-    shutil.rmtree(fresh, ignore_errors=True)
-    with _no_bars():
-        model.save_pretrained(fresh)
-    processor.save_pretrained(fresh)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(fresh, folder)
-
-
-def _processor_class(detector: QueryDetector) -> Any:
-    """The image processor that transformers names for the model, or that of its kin where it names none."""
-    import transformers
-    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
-
-    kind = type(getattr(detector.model, "config", None))
-    if kind not in IMAGE_PROCESSOR_MAPPING:  # RT-DETR v2, D-FINE
-        return transformers.DetrImageProcessor if detector.softmax else transformers.RTDetrImageProcessor
-    found = IMAGE_PROCESSOR_MAPPING[kind]
-    return next(c for c in (found.values() if isinstance(found, dict) else found) if c is not None)
-
-
-@contextmanager
-def _no_bars() -> Iterator[None]:
-    """Without the progress bars of transformers, a line for every tensor in a log file."""
-    from transformers.utils import logging as theirs
-
-    shown = theirs.is_progress_bar_enabled()
-    theirs.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            theirs.enable_progress_bar()

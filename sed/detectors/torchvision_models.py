@@ -17,17 +17,9 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, RetinaNet
 from torchvision.models.detection.image_list import ImageList
 
-from sed.core.structures import (
-    DenseLevel,
-    DensePrediction,
-    Detections,
-    Images,
-    LabeledBatch,
-    RegionPrediction,
-    Targets,
-)
+from sed.core.structures import DenseLevel, DensePrediction, Detections, Images, LabeledBatch, RegionPrediction, Targets
 from sed.core.views import valid_anchors
-from sed.detectors.base import Detector, Features, normalize
+from sed.detectors.base import Detector, Features, check_sides, normalize
 
 
 class TorchvisionDetector(Detector):
@@ -35,17 +27,17 @@ class TorchvisionDetector(Detector):
 
     Args:
         model: a ready-built torchvision detection model; it stays the owner of every weight.
-        divisor: the largest stride of its pyramid; measured with one small forward where None.
+        size_divisibility: the largest stride of its pyramid; measured with one small forward where None.
     """
 
-    def __init__(self, model: FasterRCNN | RetinaNet, divisor: int | None = None) -> None:
+    def __init__(self, model: FasterRCNN | RetinaNet, size_divisibility: int | None = None) -> None:
         super().__init__()
         self.model = model
         mean = torch.tensor(model.transform.image_mean) * 255
         std = torch.tensor(model.transform.image_std) * 255
         self.register_buffer("pixel_mean", mean.view(1, 3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", std.view(1, 3, 1, 1), persistent=False)
-        self.divisor = divisor or self._largest_stride()
+        self.size_divisibility = size_divisibility or self._largest_stride()
 
     @torch.no_grad()
     def _largest_stride(self) -> int:
@@ -63,9 +55,7 @@ class TorchvisionDetector(Detector):
 
     def encode(self, images: Images) -> Features:
         """See `Detector.encode`. Pixels are normalised here and padding becomes exactly 0, as torchvision has it."""
-        height, width = images.padded_size
-        if height % self.divisor or width % self.divisor:
-            raise ValueError(f"images of {height} x {width}: sides must be multiples of the stride {self.divisor}")
+        check_sides(images, self.size_divisibility)
         pixels = normalize(images, self.pixel_mean, self.pixel_std)
         maps = self.model.backbone(pixels)
         if not isinstance(maps, dict):
@@ -108,12 +98,12 @@ class TorchvisionRCNN(TorchvisionDetector):
 
     heads = frozenset({"dense", "region"})
 
-    def __init__(self, model: FasterRCNN, divisor: int | None = None) -> None:
+    def __init__(self, model: FasterRCNN, size_divisibility: int | None = None) -> None:
         if model.roi_heads.has_mask() or model.roi_heads.has_keypoint():
             raise TypeError(f"{type(model).__name__}: mask and keypoint heads are not supported, only boxes")
-        super().__init__(model, divisor)
+        super().__init__(model, size_divisibility)
         self.num_classes = model.roi_heads.box_predictor.cls_score.out_features - 1
-        self.coders = {"dense": model.rpn.box_coder.weights, "region": model.roi_heads.box_coder.weights}
+        self.box_coder_weights = {"dense": model.rpn.box_coder.weights, "region": model.roi_heads.box_coder.weights}
 
     def _anchor_generator(self) -> nn.Module:
         return self.model.rpn.anchor_generator
@@ -131,7 +121,7 @@ class TorchvisionRCNN(TorchvisionDetector):
 
     def supervised_losses(self, batch: LabeledBatch) -> dict[str, Tensor]:
         """See `Detector.supervised_losses`."""
-        features = self.encode(batch.images.pad_to_multiple(self.divisor))
+        features = self.encode(batch.images.pad_to_multiple(self.size_divisibility))
         targets = _targets(batch.targets)
         proposals, rpn = self.model.rpn(self._image_list(features), features.maps, targets)
         _, box = self.model.roi_heads(features.maps, proposals, list(features.images.sizes), targets)
@@ -184,7 +174,7 @@ class TorchvisionRCNN(TorchvisionDetector):
     @torch.no_grad()
     def detect(self, images: Images) -> list[Detections]:
         """See `Detector.detect`."""
-        features = self.encode(images.pad_to_multiple(self.divisor))
+        features = self.encode(images.pad_to_multiple(self.size_divisibility))
         proposals, _ = self.model.rpn(self._image_list(features), features.maps)
         return self.detect_from(features, proposals)
 
@@ -203,14 +193,14 @@ class TorchvisionRetinaNet(TorchvisionDetector):
 
     heads = frozenset({"dense"})
 
-    def __init__(self, model: RetinaNet, divisor: int | None = None) -> None:
-        super().__init__(model, divisor)
+    def __init__(self, model: RetinaNet, size_divisibility: int | None = None) -> None:
+        super().__init__(model, size_divisibility)
         self.num_classes = model.head.classification_head.num_classes - 1
-        self.coders = {"dense": model.head.regression_head.box_coder.weights}
+        self.box_coder_weights = {"dense": model.head.regression_head.box_coder.weights}
 
     def supervised_losses(self, batch: LabeledBatch) -> dict[str, Tensor]:
         """See `Detector.supervised_losses`."""
-        features = self.encode(batch.images.pad_to_multiple(self.divisor))
+        features = self.encode(batch.images.pad_to_multiple(self.size_divisibility))
         outputs = self.model.head(list(features.maps.values()))
         losses = self.model.compute_loss(_targets(batch.targets), outputs, self._anchors(features))
         return {"dense_cls": losses["classification"], "dense_box": losses["bbox_regression"]}
@@ -233,7 +223,7 @@ class TorchvisionRetinaNet(TorchvisionDetector):
     @torch.no_grad()
     def detect(self, images: Images) -> list[Detections]:
         """See `Detector.detect`."""
-        features = self.encode(images.pad_to_multiple(self.divisor))
+        features = self.encode(images.pad_to_multiple(self.size_divisibility))
         split, counts = self._per_level(features)
         anchors = [list(a.split(counts)) for a in self._anchors(features)]
         outputs = {name: list(levels) for name, levels in split.items()}

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import pickle
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -159,3 +160,17 @@ def check_fits(own: dict[str, Tensor], state: dict[str, Tensor], origin: str, wh
             f"{origin}: does not fit this {what}: {len(missing)} of {len(own)} tensors are missing, {len(wrong)} have "
             f"another shape; first {first}: expected {tuple(own[first].shape)}, found {found}"
         )
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Without the progress bars of transformers, a line for every tensor in a log file."""
+    from transformers.utils import logging as theirs
+
+    shown = theirs.is_progress_bar_enabled()
+    theirs.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            theirs.enable_progress_bar()

@@ -14,11 +14,12 @@ from fvcore.common.config import CfgNode
 from sed.config import ConfigError, leaves
 from sed.core.structures import Images
 from sed.data.augmentation import StrongAugmentation
-from sed.data.catalog import Dataset, Record, load_datasets
-from sed.data.geometry import build_geometric, tell_dropped
+from sed.data.catalog import load_datasets
+from sed.data.geometry import build_geometric, log_dropped
 from sed.data.loaders import Stream, collate_labeled, collate_unlabeled, test_loader
 from sed.data.mapper import LABELED, UNLABELED, ImageInfo, Mapper
 from sed.data.partition import Split, check_num_classes, partition
+from sed.data.records import Dataset, Record
 from sed.defaults import CLASSES_KEYS
 from sed.detectors.base import Detector
 from sed.detectors.build import DetectorSpec, build_detector
@@ -26,11 +27,11 @@ from sed.detectors.detr import NotADetrError
 from sed.detectors.detr_build import build_detr, load_detr_weights
 from sed.detectors.weights import load_pretrained
 from sed.engine import checkpoint
-from sed.engine.launch import rank, world_size
 from sed.engine.solver import Clip, LearningRate, Precision, build_optimizer, lr_factor
 from sed.engine.trainer import LoopOptions, Trainer
 from sed.evaluation.coco import Results, evaluate
 from sed.methods.base import Method
+from sed.runtime.launch import rank, world_size
 
 log = logging.getLogger(__name__)
 TestBatches = Callable[[], Iterator[tuple[Images, list[ImageInfo]]]]
@@ -107,11 +108,11 @@ def _num_classes(cfg: CfgNode) -> tuple[str, int]:
     return key, dict(leaves(cfg))[key]
 
 
-def build_streams(cfg: CfgNode, data: Data, divisor: int) -> tuple[Stream, Stream | None]:
+def build_streams(cfg: CfgNode, data: Data, multiple: int) -> tuple[Stream, Stream | None]:
     """This process's labelled and unlabelled stream; the second is None for the supervised control."""
     i = cfg.INPUT
     geometric = build_geometric(i.GEOMETRIC, i.GEOMETRIC_LEVEL, cfg.SEED)
-    tell_dropped(geometric, data.labeled.records, LABELED)
+    log_dropped(geometric, data.labeled.records, LABELED)
     mapper = Mapper(
         min_size=_range(i.MIN_SIZE_TRAIN),
         max_size=i.MAX_SIZE_TRAIN,
@@ -134,7 +135,7 @@ def build_streams(cfg: CfgNode, data: Data, divisor: int) -> tuple[Stream, Strea
         mapper.labeled,
         cfg.SEMI.IMS_PER_BATCH_LABELED,
         stream_id=LABELED,
-        collate=partial(collate_labeled, divisor=divisor),
+        collate=partial(collate_labeled, multiple=multiple),
     )
     if cfg.SEMI.METHOD == "supervised":
         return labeled, None
@@ -143,24 +144,26 @@ def build_streams(cfg: CfgNode, data: Data, divisor: int) -> tuple[Stream, Strea
         mapper.unlabeled,
         cfg.SEMI.IMS_PER_BATCH_UNLABELED,
         stream_id=UNLABELED,
-        collate=partial(collate_unlabeled, divisor=divisor * 2**cfg.SED.MAX_SCALE),
+        collate=partial(collate_unlabeled, multiple=multiple * 2**cfg.SED.MAX_SCALE),
     )
     return labeled, unlabeled
 
 
-def batches_of(cfg: CfgNode, test: Dataset, divisor: int, rank: int = 0, world_size: int = 1) -> TestBatches:
+def batches_of(cfg: CfgNode, test: Dataset, multiple: int, rank: int = 0, world_size: int = 1) -> TestBatches:
     """A function that starts a new pass over a process's share of the test images."""
     i = cfg.INPUT
     mapper = Mapper(min_size=(i.MIN_SIZE_TEST, i.MIN_SIZE_TEST), max_size=i.MAX_SIZE_TEST, flip=False)
     workers = cfg.DATALOADER.NUM_WORKERS
-    return partial(test_loader, test.records, mapper, cfg.TEST.IMS_PER_BATCH, workers, rank, world_size, divisor)
+    return partial(test_loader, test.records, mapper, cfg.TEST.IMS_PER_BATCH, workers, rank, world_size, multiple)
 
 
 def build_evaluator(cfg: CfgNode, test: Dataset, device: torch.device) -> Callable[[Detector], Results]:
     """A function: detector -> COCO metrics on `test`, computed by all processes together."""
 
     def run(detector: Detector) -> Results:
-        return evaluate(detector, batches_of(cfg, test, detector.divisor, rank(), world_size())(), test, device)
+        return evaluate(
+            detector, batches_of(cfg, test, detector.size_divisibility, rank(), world_size())(), test, device
+        )
 
     return run
 
@@ -276,7 +279,7 @@ def build_trainer(cfg: CfgNode, method: Method, data: Data, device: torch.device
         warmup_iters=o.WARMUP_ITERS,
         warmup_factor=o.WARMUP_FACTOR,
     )
-    labeled, unlabeled = build_streams(cfg, data, method.student.divisor)
+    labeled, unlabeled = build_streams(cfg, data, method.student.size_divisibility)
     clip = o.CLIP_GRADIENTS
     return Trainer(
         method,

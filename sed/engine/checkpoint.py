@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sed.data.files import CheckpointError, checkpoint_path, prune, read, save_atomic
 from sed.detectors.base import Detector
 from sed.methods.base import Method
+from sed.runtime.checkpoint_files import CheckpointError, checkpoint_path, prune, read, save_atomic
 
 FORMAT = 1
 _PREFIXES = {"student": "student.", "teacher": "teacher.module."}  # names within Method.state_dict()

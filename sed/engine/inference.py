@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from fvcore.common.config import CfgNode
 
 from sed.core.structures import LabeledBatch
-from sed.data.catalog import Dataset, load_datasets
+from sed.data.catalog import load_datasets
 from sed.data.mapper import Mapper
+from sed.data.records import Dataset
 from sed.detectors.base import Detector
 from sed.engine import build
-from sed.evaluation.files import trained_weights
 from sed.evaluation.pictures import Painter, paint_boxes
+from sed.runtime.output import trained_weights
 
 
 def load_detector(cfg: CfgNode, weights: str, which: str = "teacher") -> Detector:

@@ -13,17 +13,18 @@ import torch
 import torch.distributed as dist
 from fvcore.common.config import CfgNode
 
-from sed.data.files import checkpoints
-from sed.data.scaling import describe, scaling
 from sed.data.splits import check_manifest, write_manifest
+from sed.detectors.export import save_stock
 from sed.engine import build, checkpoint
-from sed.engine.launch import rank, world_size
 from sed.engine.logging import setup_logging
-from sed.engine.select import select_engine
 from sed.evaluation.coco import Results, detect_all, format_table
-from sed.evaluation.output import claim_folder, draw_predictions, write_config, write_versions
 from sed.methods.build import method_from_keys
-from sed.methods.guards import Counters
+from sed.runtime.checkpoint_files import checkpoints
+from sed.runtime.guards import Counters
+from sed.runtime.launch import rank, world_size
+from sed.runtime.output import claim_folder, draw_predictions, write_config, write_versions
+from sed.runtime.scaling import describe, scaling
+from sed.runtime.select import select_engine
 
 log = logging.getLogger(__name__)
 
@@ -106,11 +107,11 @@ def train(cfg: CfgNode, resume: bool = False) -> Counters:
         teacher = method.teacher.module
         checkpoint.save_atomic(checkpoint.plain_weights(teacher), folder / "model_final.pth")
         size = (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
-        if teacher.save_stock(folder / "model_final", data.labeled.classes, size):
+        if save_stock(teacher, folder / "model_final", data.labeled.classes, size):
             log.info("for transformers: from_pretrained(%r)", str(folder / "model_final"))
         if data.test:
             few = replace(data.test, records=data.test.records[:6])
-            found = detect_all(teacher, build.batches_of(cfg, few, student.divisor)(), device)
+            found = detect_all(teacher, build.batches_of(cfg, few, student.size_divisibility)(), device)
             draw_predictions(folder / "predictions.png", found, few.records, few.classes)
             best = f"best teacher (step {counters.best_step}, model_best.pth)"
             log.info("evaluation:\n%s", format_table({**counters.last, best: counters.best}))

@@ -22,15 +22,15 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sed.core.structures import LabeledBatch, UnlabeledBatch
-from sed.data.files import checkpoints
-from sed.data.rng import rng_state, set_rng_state
 from sed.detectors.base import Detector
 from sed.engine import checkpoint
-from sed.engine.launch import rank, world_size
 from sed.engine.logging import Reporter, Window
 from sed.engine.solver import Clip, LearningRate, Precision
 from sed.methods.base import Method
-from sed.methods.guards import Counters, count_step, watch_collapse
+from sed.runtime.checkpoint_files import checkpoints
+from sed.runtime.guards import Counters, count_step, watch_collapse
+from sed.runtime.launch import rank, world_size
+from sed.runtime.rng import rng_state, set_rng_state
 
 log = logging.getLogger(__name__)
 Results = dict[str, float]

@@ -17,8 +17,8 @@ import torch
 import torch.distributed as dist
 
 from sed.core.structures import Detections, Images
-from sed.data.catalog import Dataset, Record
 from sed.data.mapper import ImageInfo
+from sed.data.records import Dataset, Record
 from sed.detectors.base import Detector
 from sed.evaluation.voc import VOC07, VOC12, is_voc, voc_ap50
 

@@ -11,10 +11,11 @@ from typing import Protocol
 from torch import Tensor
 
 from sed.core.structures import Images
-from sed.data.catalog import Record, image_record, list_images
+from sed.data.catalog import list_images
 from sed.data.errors import DataError
 from sed.data.loaders import collate_test
 from sed.data.mapper import ImageInfo
+from sed.data.records import Record, image_record
 
 
 class TestMapper(Protocol):
@@ -24,19 +25,6 @@ class TestMapper(Protocol):
 
     def test(self, record: Record) -> tuple[Tensor, ImageInfo]:
         """The image [3, h, w] uint8 RGB that a record names, and what leads back to the file's pixels."""
-
-
-def trained_weights(folder: str | Path) -> str:
-    """The weights that a run left in its output folder: model_best.pth, or model_final.pth where there is none.
-
-    Raises:
-        DataError: where there is neither.
-    """
-    names = ("model_best.pth", "model_final.pth")
-    found = [str(Path(folder) / name) for name in names if (Path(folder) / name).is_file()]
-    if not found:
-        raise DataError(f"no weights: {folder} holds no {' or '.join(names)}; train first, or give --weights")
-    return found[0]
 
 
 def find_images(inputs: Sequence[str]) -> tuple[Path, list[Path]]:

@@ -1,4 +1,4 @@
-"""The look of all pages, and the HTML of the comparison page for `sed.evaluation.report`; $names are filled there."""
+"""The look of all pages, and the HTML of the comparison page for `sed.studies.report`; $names are filled there."""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 
 from sed.core.structures import Images, Size, Targets
-from sed.data.catalog import Record
 from sed.data.mapper import read_image
+from sed.data.records import Record
 from sed.evaluation.visualize import PALETTE, draw_boxes
 
 Row = Mapping[str, Any]

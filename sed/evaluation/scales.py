@@ -38,8 +38,8 @@ from sed.core.divergence import bernoulli_disagreement, categorical_disagreement
 from sed.core.matching import match_views
 from sed.core.structures import DenseLevel, DensePrediction, Images, QueryPrediction
 from sed.core.views import downscale, pair_levels
-from sed.data.catalog import Dataset, Record
 from sed.data.mapper import ImageInfo
+from sed.data.records import Dataset, Record
 from sed.detectors.base import Detector
 
 ENSEMBLE_IOU = 0.5  # of the ensemble's NMS [P]
@@ -177,7 +177,7 @@ def _objects(record: Record, info: ImageInfo, size: tuple[int, int], device: tor
 
 # --- anchors and regions
 def _compare_anchors(detector: Detector, images: Images, objects: Sequence[Objects]) -> Iterator[Sample]:
-    images = images.pad_to_multiple(detector.divisor * 2)
+    images = images.pad_to_multiple(detector.size_divisibility * 2)
     views = [detector.encode(view) for view in (images, downscale(images, 1))]
     full, small = (detector.dense(view) for view in views)
     for one, other in pair_levels(full, small, 1):
@@ -235,7 +235,7 @@ def _seen(prediction: DensePrediction, n: int, centres: Tensor, classes: Tensor)
 # --- queries
 def _compare_queries(detector: Detector, images: Images, objects: Sequence[Objects]) -> Iterator[Sample]:
     for n, image in enumerate(objects):
-        whole, size = _without_padding(images, n, detector.divisor * 2), images.sizes[n]
+        whole, size = _without_padding(images, n, detector.size_divisibility * 2), images.sizes[n]
         full, small = (detector.queries(detector.encode(view)) for view in (whole, downscale(whole, 1)))
         partners = match_views([(full, small)])[0][0]  # [Q]
         distance = _query_distance(full, small.logits[0, partners])  # [Q]
@@ -252,14 +252,14 @@ def _query_distance(full: QueryPrediction, logits: Tensor) -> Tensor:
     return bernoulli_disagreement(full.logits[0], logits).amax(-1)
 
 
-def _without_padding(images: Images, n: int, divisor: int) -> Images:
-    """Image `n` alone, stretched to the nearest sides that `divisor` divides.
+def _without_padding(images: Images, n: int, size_divisibility: int) -> Images:
+    """Image `n` alone, stretched to the nearest sides that `size_divisibility` divides.
 
     Some of the family measure boxes in the image and some in the padded frame; without padding both are one.
     """
     height, width = images.sizes[n]
     pixels = images.tensor[n : n + 1, :, :height, :width].float()
-    size = tuple(max(round(side / divisor), 1) * divisor for side in (height, width))
+    size = tuple(max(round(side / size_divisibility), 1) * size_divisibility for side in (height, width))
     if size != (height, width):
         pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True)
     return Images(pixels, (size,))

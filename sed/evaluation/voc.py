@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from sed.data.catalog import Dataset
+from sed.data.records import Dataset
 
 VOC07, VOC12 = "VOC07-AP50", "VOC12-AP50"
 

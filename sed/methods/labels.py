@@ -33,7 +33,7 @@ class Found(NamedTuple):
 
 
 @torch.no_grad()
-def find_objects(teacher: Detector, images: Images, threshold: float) -> Found:
+def predict_pseudo_labels(teacher: Detector, images: Images, threshold: float) -> Found:
     """What the teacher detects and is sure of.
 
     Args:
@@ -43,20 +43,20 @@ def find_objects(teacher: Detector, images: Images, threshold: float) -> Found:
     """
     with full_precision(images.tensor):
         if "region" not in teacher.heads:
-            return Found(sure_labels(teacher.detect(images), threshold), None, [])
-        features = teacher.encode(images.pad_to_multiple(teacher.divisor))
+            return Found(confident_targets(teacher.detect(images), threshold), None, [])
+        features = teacher.encode(images.pad_to_multiple(teacher.size_divisibility))
         proposals = teacher.propose(features, teacher.dense(features), _ALL)
-        return Found(sure_labels(teacher.detect_from(features, proposals), threshold), features, proposals)
+        return Found(confident_targets(teacher.detect_from(features, proposals), threshold), features, proposals)
 
 
 @torch.no_grad()
-def tell_regions(
+def region_targets(
     teacher: Detector, found: Found, boxes: Sequence[Tensor], sharpen: Callable[[Tensor], Tensor]
 ) -> RegionPrediction:
     """What the teacher tells regions by the objects that it has found.
 
     Args:
-        teacher: as for `find_objects`.
+        teacher: as for `predict_pseudo_labels`.
         found: by it.
         boxes: the regions [P_i, 4] of each image, of which the last are its objects; the frame of the weak view.
         sharpen: of class logits.
@@ -71,12 +71,12 @@ def tell_regions(
         own = RegionPrediction(sharpen(logits), deltas, (len(regions),))
         classes = logits[len(regions) - len(t.boxes) :].clone()
         classes[:, -1] = -CERTAIN  # there is an object: of which class?
-        told.append(object_targets(regions, own, t.boxes, sharpen(classes), teacher.coders["region"]))
+        told.append(object_targets(regions, own, t.boxes, sharpen(classes), teacher.box_coder_weights["region"]))
     logits, deltas = (torch.cat([getattr(t, name) for t in told]) for name in ("logits", "deltas"))
     return RegionPrediction(logits, deltas, answer.counts)
 
 
-def sure_labels(found: Sequence[Detections], threshold: float) -> Labels:
+def confident_targets(found: Sequence[Detections], threshold: float) -> Labels:
     """The detections with at least the threshold's score (in [0, 1]) and an extent: one Targets an image, often empty.
 
     Boxes are float32, whatever autocast made of them: half precision rounds them by pixels.
@@ -89,6 +89,6 @@ def sure_labels(found: Sequence[Detections], threshold: float) -> Labels:
     return tuple(labels)
 
 
-def halved(labels: Sequence[Targets], s: int = 1) -> Labels:
+def downscale_targets(labels: Sequence[Targets], s: int = 1) -> Labels:
     """The labels of the same images at 1/2^s of their size."""
     return tuple(Targets(scale_boxes(t.boxes, 1 / 2**s), t.classes) for t in labels)

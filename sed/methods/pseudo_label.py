@@ -18,7 +18,7 @@ from sed.core.structures import LabeledBatch, UnlabeledBatch
 from sed.core.views import downscale
 from sed.detectors.base import Detector
 from sed.methods.base import Method, Schedule, statistics_kept
-from sed.methods.labels import find_objects, halved
+from sed.methods.labels import downscale_targets, predict_pseudo_labels
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ class PseudoLabel(Method):
         if unlabeled is None:
             return losses
         o = self.options
-        labels = find_objects(self.teacher.module, unlabeled.weak, o.threshold).objects
+        labels = predict_pseudo_labels(self.teacher.module, unlabeled.weak, o.threshold).objects
         weight = o.weight * len(unlabeled) / len(labeled) * self.schedule.ramp(step)
         views = {"pseudo": (unlabeled.strong, labels)}
         if o.half_size:
-            weak = unlabeled.weak.pad_to_multiple(2 * self.student.divisor)
-            views["pseudo_half"] = (downscale(weak, 1), halved(labels))
+            weak = unlabeled.weak.pad_to_multiple(2 * self.student.size_divisibility)
+            views["pseudo_half"] = (downscale(weak, 1), downscale_targets(labels))
         with statistics_kept(self.student):
             for term, (images, told) in views.items():
                 for part, loss in self.student.supervised_losses(LabeledBatch(images, told)).items():

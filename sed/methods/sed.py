@@ -23,19 +23,12 @@ from sed.core.box_terms import BoxTerm
 from sed.core.consistency import ConsistencyLoss, dense_consistency, region_consistency
 from sed.core.matching import match_views, query_consistency
 from sed.core.reweighting import Reweight, make_reweight, mean
-from sed.core.structures import (
-    DensePrediction,
-    Images,
-    LabeledBatch,
-    QueryPrediction,
-    RegionPrediction,
-    UnlabeledBatch,
-)
+from sed.core.structures import DensePrediction, Images, LabeledBatch, QueryPrediction, RegionPrediction, UnlabeledBatch
 from sed.core.targets import Sharpening
 from sed.core.views import LevelPair, downscale, draw_scale, pair_levels
 from sed.detectors.base import Detector, Features
 from sed.methods.base import Method, Schedule, statistics_kept
-from sed.methods.labels import find_objects, halved, tell_regions
+from sed.methods.labels import downscale_targets, predict_pseudo_labels, region_targets
 
 
 @dataclass(frozen=True)
@@ -163,21 +156,21 @@ class SED(Method):
             return self._by_objects(unlabeled, s)
 
         # Views (METHOD 2): X_w, X_s and X^ share one geometry; padded so that their grids pair exactly
-        weak = unlabeled.weak.pad_to_multiple(self.student.divisor * 2**s)
-        strong = unlabeled.strong.pad_to_multiple(self.student.divisor * 2**s)
+        weak = unlabeled.weak.pad_to_multiple(self.student.size_divisibility * 2**s)
+        strong = unlabeled.strong.pad_to_multiple(self.student.size_divisibility * 2**s)
 
         # Passes: one a view, and only those that a term needs; the teacher's without gradient
         teacher = student = full = None
         if o.lambda_distill > 0 or anchored:
             with torch.no_grad():
-                teacher = self._look(self.teacher.module, weak)
+                teacher = self._predict(self.teacher.module, weak)
         if o.lambda_distill > 0 or (self_consistent and o.scale_source == "strong"):
-            student = full = self._look(self.student, strong)
+            student = full = self._predict(self.student, strong)
         if self_consistent and o.scale_source == "weak":
-            full = self._look(self.student, weak)
+            full = self._predict(self.student, weak)
         terms = []
         if o.lambda_scale > 0:
-            small = self._look(self.student, self._small(unlabeled, s))
+            small = self._predict(self.student, self._small(unlabeled, s))
             terms.append(Term("scale", o.lambda_scale, full if self_consistent else teacher, small))
         if o.lambda_distill > 0:
             terms.append(Term("distill", o.lambda_distill, teacher, student))
@@ -202,8 +195,8 @@ class SED(Method):
         `object_targets` instead, on both networks' proposals and the objects themselves.
         """
         o, teacher = self.options, self.teacher.module
-        found = find_objects(teacher, unlabeled.weak, o.threshold)
-        strong = unlabeled.strong.pad_to_multiple(self.student.divisor)
+        found = predict_pseudo_labels(teacher, unlabeled.weak, o.threshold)
+        strong = unlabeled.strong.pad_to_multiple(self.student.size_divisibility)
         terms = []
         if o.lambda_scale > 0:
             terms.append(("scale", o.lambda_scale, self._small(unlabeled, s), s))
@@ -211,7 +204,7 @@ class SED(Method):
             terms.append(("distill", o.lambda_distill, strong, 0))
         losses = {}
         for name, weight, images, scale in terms:
-            labels = halved(found.objects, scale)
+            labels = downscale_targets(found.objects, scale)
             if "region" not in self.heads:
                 parts = self.student.supervised_losses(LabeledBatch(images, labels))
             else:
@@ -219,9 +212,9 @@ class SED(Method):
                 parts, proposals = self.student.proposal_losses(view, labels)
                 rows, most = zip(found.proposals, proposals, found.objects, strict=True), o.regions_per_view
                 boxes = [torch.cat([p[:most], q[:most] * 2**scale, t.boxes]) for p, q, t in rows]  # frame of X
-                told = tell_regions(teacher, found, boxes, self.sharpen["region"].softmax)
+                told = region_targets(teacher, found, boxes, self.sharpen["region"].softmax)
                 said = self.student.regions(view, [b / 2**scale for b in boxes])
-                reweight, coder = self._reweight(name, "region"), self.student.coders["region"]
+                reweight, coder = self._reweight(name, "region"), self.student.box_coder_weights["region"]
                 loss = region_consistency(told, said, reweight, False, self.box_term, coder)
                 parts |= {"region_cls": loss.cls, "region_box": loss.box}
             for part, loss in parts.items():
@@ -234,9 +227,9 @@ class SED(Method):
     def _small(self, unlabeled: UnlabeledBatch, s: int) -> Images:
         """X^."""
         images = unlabeled.weak if self.options.small_view == "weak" else unlabeled.strong
-        return downscale(images.pad_to_multiple(self.student.divisor * 2**s), s)
+        return downscale(images.pad_to_multiple(self.student.size_divisibility * 2**s), s)
 
-    def _look(self, model: Detector, images: Images) -> View:
+    def _predict(self, model: Detector, images: Images) -> View:
         features = model.encode(images)
         dense = model.dense(features) if "dense" in self.heads else None
         proposals = model.propose(features, dense, self.options.regions_per_view) if "region" in self.heads else []
@@ -286,13 +279,13 @@ class SED(Method):
     def _dense(self, term: str, pairs: Sequence[LevelPair], symmetric: bool) -> dict[str, Tensor]:
         if not symmetric:
             pairs = [(replace(t, logits=self.sharpen["dense"].sigmoid(t.logits)), own) for t, own in pairs]
-        reweight, coder = self._reweight(term, "dense"), self.student.coders["dense"]
+        reweight, coder = self._reweight(term, "dense"), self.student.box_coder_weights["dense"]
         return self._named("dense", dense_consistency(pairs, reweight, symmetric, self.box_term, coder))
 
     def _region(self, term: str, target: RegionPrediction, own: RegionPrediction, symmetric: bool) -> dict[str, Tensor]:
         if not symmetric:
             target = replace(target, logits=self.sharpen["region"].softmax(target.logits))
-        reweight, coder = self._reweight(term, "region"), self.student.coders["region"]
+        reweight, coder = self._reweight(term, "region"), self.student.box_coder_weights["region"]
         return self._named("region", region_consistency(target, own, reweight, symmetric, self.box_term, coder))
 
     def _query(

@@ -24,7 +24,7 @@ INSTALL_PAGE = "https://detectron2.readthedocs.io/tutorials/install.html"
 
 
 def padded(detector, sizes=((64, 64), (50, 60)), factor=2):
-    return make_images(sizes).pad_to_multiple(detector.divisor * factor)
+    return make_images(sizes).pad_to_multiple(detector.size_divisibility * factor)
 
 
 def test_detectron2s_detectors_take_part():
@@ -58,7 +58,7 @@ def test_dense_shapes_and_anchor_order(case, detector):
         torch.testing.assert_close(centres, expected, atol=1e-4, rtol=0)
         start += count
     assert start == len(anchors)
-    assert detector.divisor == 2 ** dense.levels[-1].level
+    assert detector.size_divisibility == 2 ** dense.levels[-1].level
 
 
 def decode(anchors, deltas):
@@ -83,16 +83,16 @@ def test_deltas_decode_to_the_frameworks_own_boxes(case, detector):
 
 @dense
 def test_deltas_times_their_coder_are_plain_ones(case, detector):
-    """`coders`: what GIoU takes the deltas of both heads by."""
+    """`box_coder_weights`: what GIoU takes the deltas of both heads by."""
     detector.eval()
     features = detector.encode(padded(detector))
     anchors = case.anchors(detector, features)
     deltas = torch.cat([level.deltas for level in detector.dense(features).levels], dim=1)  # [N, M, 4]
-    plain = decode(anchors, deltas / torch.tensor(detector.coders["dense"]))
+    plain = decode(anchors, deltas / torch.tensor(detector.box_coder_weights["dense"]))
     torch.testing.assert_close(plain, case.own_boxes(detector, features), atol=1e-3, rtol=1e-5)
-    assert set(detector.coders) == case.heads
+    assert set(detector.box_coder_weights) == case.heads
     if case.two_stage:  # both frameworks' default
-        assert tuple(detector.coders["region"]) == (10.0, 10.0, 5.0, 5.0)
+        assert tuple(detector.box_coder_weights["region"]) == (10.0, 10.0, 5.0, 5.0)
 
 
 @one_stage
@@ -171,7 +171,7 @@ def test_bf16_maps_do_not_round_the_coordinates_of_boxes(case, detector):
     detector.eval()
     box, step = torch.tensor([[901.0, 10, 925, 40]]), torch.tensor([0.9, 0.0, 0.9, 0.0])
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        features = detector.encode(make_images(((64, 1024),)).pad_to_multiple(detector.divisor))
+        features = detector.encode(make_images(((64, 1024),)).pad_to_multiple(detector.size_divisibility))
         here, there = (detector.regions(features, [b]).logits.float() for b in (box, box + step))
     assert features.maps[next(iter(features.maps))].dtype == torch.bfloat16
     assert not torch.equal(here, there)

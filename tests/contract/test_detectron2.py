@@ -32,7 +32,7 @@ def test_rgb_and_bgr_are_the_same_picture():
     bgr = build("d2_small_rcnn", "INPUT.FORMAT", "BGR", *statistics).eval()
     state = rgb.plain_state_dict()
     bgr.load_state_dict({**state, "backbone.body.stem.0.weight": state["backbone.body.stem.0.weight"].flip(1)})
-    images = make_images().pad_to_multiple(rgb.divisor)
+    images = make_images().pad_to_multiple(rgb.size_divisibility)
     pictures, mirrored = rgb.dense(rgb.encode(images)), bgr.dense(bgr.encode(images))
     for a, b in zip(pictures.levels, mirrored.levels, strict=True):
         torch.testing.assert_close(a.logits, b.logits, atol=1e-3, rtol=1e-3)
@@ -126,6 +126,6 @@ def test_the_meta_architectures_stand_in_a_detectron2_project():
     cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.DEVICE = "ScaleConsistentRCNN", "cpu"
     cfg.MODEL.RESNETS.RES2_OUT_CHANNELS, cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 16, 4  # Detectron2's default is C4
     detector = build_model(cfg).train()
-    assert (detector.input_format, detector.divisor, detector.num_classes) == ("BGR", 16, 80)
+    assert (detector.input_format, detector.size_divisibility, detector.num_classes) == ("BGR", 16, 80)
     losses = detector.supervised_losses(make_labeled())
     assert all(torch.isfinite(loss) for loss in losses.values())

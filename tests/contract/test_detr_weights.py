@@ -12,7 +12,8 @@ from transformers import RTDetrImageProcessor
 
 from sed.detectors import WeightsError
 from sed.detectors.detr import IMAGENET_MEAN, IMAGENET_STD
-from sed.detectors.detr_build import build_detr, load_detr_weights, save_pretrained
+from sed.detectors.detr_build import build_detr, load_detr_weights
+from sed.detectors.export import save_pretrained
 from tests.reference.detr import CONFIGS, write_config
 
 RESNETS = {

@@ -33,7 +33,7 @@ def look(detector, images):
 
 
 def padded(detector, sizes=SIZES):
-    return make_images(sizes).pad_to_multiple(detector.divisor * 2)
+    return make_images(sizes).pad_to_multiple(detector.size_divisibility * 2)
 
 
 def without_noise(detector):
@@ -66,7 +66,9 @@ def test_shapes_and_kind_of_head(case, detector, training):
 def test_the_picture_matters(case, detector):
     """Or else the other tests would see nothing."""
     detector.eval()
-    one, other = (answers(detector, make_images(((64, 64),), seed=s).pad_to_multiple(detector.divisor)) for s in (1, 2))
+    one, other = (
+        answers(detector, make_images(((64, 64),), seed=s).pad_to_multiple(detector.size_divisibility)) for s in (1, 2)
+    )
     assert (one["query logits"] - other["query logits"]).abs().mean() > 0.01
 
 
@@ -168,7 +170,7 @@ def test_more_padding(case, detector):
     The padding's far border lies off the convolutions' reach in both batches.
     """
     detector.eval()
-    side = 2 * detector.divisor
+    side = 2 * detector.size_divisibility
     images = make_images(((side, side), (side - 14, side - 4)))
 
     def grown(by, masked=True):
@@ -224,7 +226,7 @@ def test_a_batch_after_inference_mode_trains(case, detector):
 def test_a_view_with_fewer_places_than_queries_says_so(case):
     name = "two_stage_num_proposals" if "two_stage" in case.key else "num_queries"
     detector = case.build(**({"num_detection_tokens": 40} if case.key == "yolos" else {name: 40}))
-    side = detector.divisor
+    side = detector.size_divisibility
     images, target = make_images(((side, side),) * 2), make_labeled().targets[0]
     batch = LabeledBatch(images, (Targets(target.boxes[:1] / 2, target.classes[:1]),) * 2)
     if not case.member.places:

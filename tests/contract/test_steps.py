@@ -61,7 +61,7 @@ def test_detections_equal_the_stock_models(case, detector):
 @two_stage
 def test_detections_from_a_pass_that_is_there_are_the_same(case, detector):
     detector.eval()
-    images = make_images(((128, 128), (100, 120))).pad_to_multiple(detector.divisor)
+    images = make_images(((128, 128), (100, 120))).pad_to_multiple(detector.size_divisibility)
     with torch.no_grad():
         features = detector.encode(images)
         proposals = detector.propose(features, detector.dense(features), 10_000)
@@ -78,7 +78,7 @@ def test_detections_from_a_pass_that_is_there_are_the_same(case, detector):
 def test_the_losses_of_proposals_alone_are_the_stock_models(case, detector, empty):
     batch = make_labeled(((128, 128), (100, 120)), empty=empty)
     detector.train()
-    features = detector.encode(batch.images.pad_to_multiple(detector.divisor))
+    features = detector.encode(batch.images.pad_to_multiple(detector.size_divisibility))
     torch.manual_seed(3)
     whole = copy.deepcopy(detector).supervised_losses(batch)
     torch.manual_seed(3)
@@ -106,7 +106,7 @@ def test_exported_weights_load_in_the_stock_model(case, tmp_path):
 def test_a_teacher_is_a_detector_of_its_own(case, detector):
     """Its copy answers like the student, in eval mode, and shares no weight with it."""
     teacher = Teacher(detector)
-    images = make_images(SIZES).pad_to_multiple(detector.divisor)
+    images = make_images(SIZES).pad_to_multiple(detector.size_divisibility)
     detector.eval()
     expected = {name: value.detach() for name, value in answers(detector, images).items()}
     with torch.no_grad():
@@ -187,7 +187,7 @@ def test_autocast_trains_in_bf16(case, detector):
     # 64 pixels would do but for PyTorch: on CPU, a 3 x 3 convolution of stride 2 on a map of 1 x 1 (P7) leaves parts
     # of its bf16 weight gradient unset
     sizes = ((128, 128), (100, 120))
-    images = make_images(sizes).pad_to_multiple(detector.divisor)
+    images = make_images(sizes).pad_to_multiple(detector.size_divisibility)
     exact, *_ = answers(detector.eval(), images).values()
     with torch.autocast("cpu", torch.bfloat16):
         low, *_ = answers(detector, images).values()

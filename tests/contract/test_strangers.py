@@ -107,7 +107,7 @@ class OwnPreTrained(PreTrainedModel):
 def test_a_class_that_behaves_works_without_registration(make, kind):
     torch.manual_seed(0)
     detector = wrap(make())
-    assert (detector.num_classes, detector.num_queries, detector.divisor) == (K, Q, 32)
+    assert (detector.num_classes, detector.num_queries, detector.size_divisibility) == (K, Q, 32)
     assert not detector.reads_mask
     options = {"sed": SEDOptions()} if kind == "sed" else {}
     method = build_method(kind, detector, Schedule(burn_in=0, max_iter=4, first_drop=4), **options).train()
@@ -303,8 +303,8 @@ def test_another_backbone_of_patches_is_a_pyramid_of_stride_32(backbone):
     """Its patch_size of 4 is where the pyramid begins; RT-DETR's encoder needs sides that all strides divide."""
     own = {"backbone_config": backbone, "encoder_in_channels": [16, 32, 64], "num_labels": 3}
     detector = wrap(AutoModelForObjectDetection.from_config(RTDetrConfig(**{**HYBRID, **own})))
-    assert detector.divisor == 32
+    assert detector.size_divisibility == 32
     losses = detector.train().supervised_losses(make_labeled(((100, 90), (70, 96))))
     assert all(loss.isfinite() for loss in losses.values())
     detector = wrap(AutoModelForObjectDetection.from_config(DetrConfig(**{**DETR, **own})))
-    assert (detector.divisor, detector.any_size) == (32, True)
+    assert (detector.size_divisibility, detector.any_size) == (32, True)

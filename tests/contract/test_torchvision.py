@@ -38,7 +38,7 @@ def test_training_from_scratch_has_its_own_norm(norm, kind):
 def test_wrap_takes_a_ready_built_model_and_names_what_it_cannot():
     model = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=4)
     detector = wrap(model)
-    assert (detector.num_classes, detector.divisor) == (3, 64)
+    assert (detector.num_classes, detector.size_divisibility) == (3, 64)
     with pytest.raises(TypeError, match="mask and keypoint heads"):
         wrap(keypointrcnn_resnet50_fpn(weights=None, weights_backbone=None))
     with pytest.raises(TypeError, match="cannot wrap SSD"):

@@ -6,12 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sed.core.divergence import (
-    bernoulli_disagreement,
-    bernoulli_kl,
-    categorical_disagreement,
-    categorical_kl,
-)
+from sed.core.divergence import bernoulli_disagreement, bernoulli_kl, categorical_disagreement, categorical_kl
 from sed.core.reweighting import histogram, mean
 
 

@@ -15,8 +15,8 @@ from detectron2.modeling import build_model
 
 from sed.d2.checkpoint import export, load_weights
 from sed.d2.config import load_config, stock_config
-from sed.data.files import CheckpointError, save_atomic
 from sed.detectors.weights import WeightsError
+from sed.runtime.checkpoint_files import CheckpointError, save_atomic
 from tests.reference.detectron2_run import make_trainer, stock_weights, tiny_config
 
 

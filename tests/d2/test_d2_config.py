@@ -213,7 +213,7 @@ class TestBackbones:
         cfg = load_config(None, [*TINY, "MODEL.META_ARCHITECTURE", name, "MODEL.RESNETS.DEPTH", "18"])
         assert cfg.MODEL.BACKBONE.NAME == "build_retinanet_resnet_fpn_backbone"
         detector = build_model(cfg)
-        assert (type(detector).__name__, detector.divisor) == (name, 128)
+        assert (type(detector).__name__, detector.size_divisibility) == (name, 128)
         assert type(build_model(stock_config(cfg, ""))).__name__ == "RetinaNet"
 
     @pytest.mark.parametrize("name", ["ScaleConsistentRCNN", "ScaleConsistentRetinaNet"])
@@ -221,7 +221,7 @@ class TestBackbones:
         words = "MODEL.BACKBONE.NAME build_small_fpn_backbone MODEL.RESNETS.NORM GN"
         sizes = ["MODEL.ANCHOR_GENERATOR.SIZES", "[[16],[32],[64],[128]]"]
         detector = build_model(load_config(None, [*TINY, *words.split(), *sizes, "MODEL.META_ARCHITECTURE", name]))
-        assert detector.divisor == 32
+        assert detector.size_divisibility == 32
         assert list(detector.backbone.output_shape()) == ["p2", "p3", "p4", "p5"]
 
 

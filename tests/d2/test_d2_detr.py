@@ -19,6 +19,7 @@ from sed.d2.checkpoint import PREFIXES, export, load_weights
 from sed.d2.data import build_data
 from sed.data.errors import DataError
 from sed.detectors.detr import NotADetrError, QueryDetector
+from sed.detectors.export import save_stock
 from sed.detectors.weights import WeightsError
 from sed.engine import build as native
 from sed.engine import checkpoint as native_checkpoint
@@ -276,7 +277,7 @@ def test_a_file_knows_its_pixels_and_nothing_that_the_family_lacks(config, tmp_p
 @pytest.mark.parametrize("name", NAMES)
 def test_a_folder_of_transformers_is_weights_too(config, name, tmp_path):
     detector = make_detector(config(name), 1)
-    assert detector.save_stock(tmp_path / "folder", ("red", "blue"), (64, 128))
+    assert save_stock(detector, tmp_path / "folder", ("red", "blue"), (64, 128))
     for weights, source in ((str(tmp_path / "folder"), None), ("coco", str(tmp_path / "folder"))):
         cfg = config(name)
         cfg.MODEL.DETR.CONFIG = source or cfg.MODEL.DETR.CONFIG

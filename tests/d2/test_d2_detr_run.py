@@ -19,8 +19,8 @@ from transformers import AutoModelForObjectDetection
 from sed.config import ConfigError
 from sed.d2 import SemiSupervisedTrainer
 from sed.d2.run import evaluate_only, train
-from sed.engine.launch import launch
 from sed.engine.solver import build_optimizer
+from sed.runtime.launch import launch
 from tests.reference.detectron2_run import make_trainer, tiny_config
 from tests.reference.detr import write_config
 from tests.reference.training import same

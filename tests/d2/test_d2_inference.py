@@ -25,9 +25,9 @@ from PIL import Image
 from sed.d2.checkpoint import PREFIXES, export
 from sed.d2.config import load_config, stock_config
 from sed.d2.inference import load_detector, painter, test_classes, test_mapper, test_set
-from sed.data.catalog import Dataset, image_record
 from sed.data.digits import make_digits
 from sed.data.errors import DataError
+from sed.data.records import Dataset, image_record
 from sed.detectors.weights import WeightsError
 from sed.evaluation.coco import detect_all
 from sed.evaluation.files import ImageFiles

@@ -16,7 +16,7 @@ import torch
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from detectron2.utils import comm
 
-from sed.engine.launch import launch
+from sed.runtime.launch import launch
 from tests.reference.detectron2_run import make_trainer, tiny_config, words
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,9 +17,9 @@ from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, PascalVOCDete
 from sed.config import ConfigError
 from sed.d2 import SemiSupervisedTrainer, add_sed_config
 from sed.d2.run import evaluate_only, train
-from sed.data.rng import rng_state
-from sed.evaluation.output import OutputError
-from sed.methods.guards import TrainingError
+from sed.runtime.guards import TrainingError
+from sed.runtime.output import OutputError
+from sed.runtime.rng import rng_state
 from tests.reference.detectron2_run import RETINANET, make_trainer, tiny_config
 from tests.reference.training import same
 
@@ -239,7 +239,7 @@ def test_a_loss_that_is_not_finite_ends_training_and_says_what_to_do(tmp_path, s
 def test_a_silent_teacher_is_warned_of_once(tmp_path, squares, monkeypatch):
     told = []
     monkeypatch.setattr(
-        logging.getLogger("sed.methods.guards"), "warning", lambda text, *args: told.append(text % args)
+        logging.getLogger("sed.runtime.guards"), "warning", lambda text, *args: told.append(text % args)
     )
     monkeypatch.setattr("sed.d2.hooks.METRIC_PERIOD", 1)
     cfg = tiny_config(squares, tmp_path, DATASETS__TEST="()", SEMI__COLLAPSE_STEPS=2, SOLVER__BASE_LR=0.0)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sed.data.check_advice import advise, coverage
+from sed.checks.advice import advise, coverage
 from tests.reference.small_data import ANCHORS, RATIOS, SETUP
 
 

@@ -10,18 +10,10 @@ import shutil
 import cv2
 import pytest
 
-from sed.data.catalog import (
-    Dataset,
-    check_disjoint,
-    check_same_classes,
-    known_names,
-    load_dataset,
-    load_datasets,
-    strip_annotations,
-    without_empty,
-)
+from sed.data.catalog import known_names, load_dataset, load_datasets
 from sed.data.coco import load_coco
 from sed.data.errors import DataError
+from sed.data.records import Dataset, check_disjoint, check_same_classes, strip_annotations, without_empty
 
 
 def test_records_are_detectron2_dataset_dicts(make_coco) -> None:

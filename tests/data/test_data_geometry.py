@@ -14,7 +14,7 @@ import torch
 
 from sed.config import ConfigError, load_config
 from sed.core.structures import Targets
-from sed.data.geometry import GeometricAugmentation, Turn, build_geometric, tell_dropped
+from sed.data.geometry import GeometricAugmentation, Turn, build_geometric, log_dropped
 from sed.data.mapper import LABELED, UNLABELED, Mapper
 from sed.engine.build import build_data, build_streams
 
@@ -253,8 +253,8 @@ def test_what_is_dropped_is_counted_and_told_once(caplog) -> None:
     assert (lost, total) == (by_hand, 150)
     assert 0 < lost <= 100
     with caplog.at_level(logging.INFO, "sed"):
-        tell_dropped(geometric, [away] * 50, LABELED)
-        tell_dropped(None, [away], LABELED)
+        log_dropped(geometric, [away] * 50, LABELED)
+        log_dropped(None, [away], LABELED)
     assert [record.getMessage() for record in caplog.records] == [
         f"geometric augmentation: of 150 boxes (first 50 labelled images), {lost} lose more than half and are dropped"
     ]

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from sed.core.structures import LabeledBatch, UnlabeledBatch
-from sed.data.catalog import strip_annotations
 from sed.data.coco import load_coco
 from sed.data.errors import DataError
 from sed.data.loaders import Stream, collate_labeled, collate_unlabeled, permutations, plan, test_loader
 from sed.data.mapper import LABELED, UNLABELED, Mapper
+from sed.data.records import strip_annotations
 
 WIDE, TALL = (40, 60), (60, 40)
 
@@ -37,7 +37,7 @@ def records(make_coco) -> list[dict]:
 def labeled_stream(records: list[dict], **options) -> Stream:
     mapper = Mapper((32, 48), 100, strong_labeled=True, seed=options.get("seed", 3))
     options = {"batch_size": 2, "seed": 3, "stream_id": LABELED, **options}
-    return Stream(records, mapper.labeled, collate=partial(collate_labeled, divisor=16), **options)
+    return Stream(records, mapper.labeled, collate=partial(collate_labeled, multiple=16), **options)
 
 
 def equal(a: LabeledBatch, b: LabeledBatch) -> bool:
@@ -179,7 +179,7 @@ def test_seek_reads_no_image(records: list[dict]) -> None:
 
 def test_unlabelled_stream(records: list[dict]) -> None:
     mapper = Mapper((32, 48), 100)
-    collate = partial(collate_unlabeled, divisor=32)
+    collate = partial(collate_unlabeled, multiple=32)
     stream = Stream(strip_annotations(records), mapper.unlabeled, 3, 0, UNLABELED, collate)
     for batch in take(stream, 4):
         assert isinstance(batch, UnlabeledBatch)
@@ -214,7 +214,7 @@ def test_no_image_no_stream() -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_test_images_come_once_and_in_order(records: list[dict], workers: int) -> None:
     mapper = Mapper((32, 32), 100)
-    batches = list(test_loader(records, mapper, 3, workers, divisor=16))
+    batches = list(test_loader(records, mapper, 3, workers, multiple=16))
     assert [len(images) for images, _ in batches] == [3, 3, 1]
     assert [info.image_id for _, infos in batches for info in infos] == [r["image_id"] for r in records]
     assert all(side % 16 == 0 for images, _ in batches for side in images.padded_size)

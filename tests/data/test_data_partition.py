@@ -7,9 +7,10 @@ from functools import partial
 
 import pytest
 
-from sed.data.catalog import Dataset, load_dataset
+from sed.data.catalog import load_dataset
 from sed.data.errors import DataError
 from sed.data.partition import Data, Split, check_num_classes, partition
+from sed.data.records import Dataset
 
 OPTIONS = {"method": "sed", "filter_empty": False, "num_classes": 2, "classes_key": "MODEL.X.NUM_CLASSES"}
 

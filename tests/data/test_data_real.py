@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from sed.data.catalog import check_disjoint, check_same_classes, load_dataset
+from sed.data.catalog import load_dataset
 from sed.data.loaders import Stream, collate_labeled, collate_unlabeled
 from sed.data.mapper import LABELED, UNLABELED, Mapper, read_image
+from sed.data.records import check_disjoint, check_same_classes
 from sed.data.splits import split
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -45,8 +46,8 @@ def test_streams_on_photographs() -> None:
     records = load_dataset(str(DATA / "aquarium" / "train.json")).records
     labeled, unlabeled = split(records, percent=10)
     mapper = Mapper((128, 160), 256)
-    first = Stream(labeled, mapper.labeled, 4, 0, LABELED, partial(collate_labeled, divisor=32))
-    second = Stream(unlabeled, mapper.unlabeled, 4, 0, UNLABELED, partial(collate_unlabeled, divisor=64))
+    first = Stream(labeled, mapper.labeled, 4, 0, LABELED, partial(collate_labeled, multiple=32))
+    second = Stream(unlabeled, mapper.unlabeled, 4, 0, UNLABELED, partial(collate_unlabeled, multiple=64))
     for _ in range(5):
         batch, views = next(first), next(second)
         orientation = {height > width for height, width in batch.images.sizes}

@@ -12,8 +12,8 @@ import torch
 import torch.multiprocessing as mp
 
 from sed.data.loaders import Stream, start_worker
+from sed.data.packing import PackedRecords, pack, without_gc
 from sed.data.partition import Split, partition
-from sed.data.records import PackedRecords, pack, without_gc
 from tests.data import bench_scale
 
 
@@ -90,7 +90,7 @@ def files(tmp_path, monkeypatch) -> None:
 
 
 def _dataset(records: list[dict]):
-    from sed.data.catalog import Dataset
+    from sed.data.records import Dataset
 
     return Dataset("set", records, ("a", "b", "c"), (1, 2, 3))
 
@@ -103,7 +103,7 @@ def test_other_processes_get_a_handle_and_no_copy() -> None:
     assert len(pickle.dumps(PackedRecords([record(i, 5) for i in range(3000)]))) > 100 * many
 
 
-def _look(packed: PackedRecords, queue: mp.Queue) -> None:
+def _predict(packed: PackedRecords, queue: mp.Queue) -> None:
     queue.put([packed[5]["image_id"], len(packed), packed.sizes[3].tolist()])
 
 
@@ -111,7 +111,7 @@ def _look(packed: PackedRecords, queue: mp.Queue) -> None:
 def test_a_spawned_process_reads_them() -> None:
     context = mp.get_context("spawn")
     queue = context.Queue()
-    process = context.Process(target=_look, args=(PackedRecords(RECORDS), queue))
+    process = context.Process(target=_predict, args=(PackedRecords(RECORDS), queue))
     process.start()
     assert queue.get(timeout=120) == [5, 9, [43, 60]]
     process.join(60)

@@ -9,8 +9,8 @@ from fvcore.common.config import CfgNode
 
 from sed.config import load_config
 from sed.data.errors import DataError
-from sed.data.scaling import describe, scaling
 from sed.defaults import get_cfg
+from sed.runtime.scaling import describe, scaling
 
 PAPER = {
     "SOLVER.REFERENCE_WORLD_SIZE": 8,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sed.engine.launch import launch
+from sed.runtime.launch import launch
 from tests.reference.dmt_processes import everything, network, whole_run
 
 WORDS = (

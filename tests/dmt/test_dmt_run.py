@@ -15,9 +15,9 @@ from dmt.label_store import LabelStore
 from dmt.run import Run, evaluate_only
 from dmt.training import Training
 from sed.config import ConfigError
-from sed.data.files import read
 from sed.detectors.weights import WeightsError
-from sed.evaluation.output import OutputError
+from sed.runtime.checkpoint_files import read
+from sed.runtime.output import OutputError
 from tests.reference import dmt_sets
 
 SHORT = (

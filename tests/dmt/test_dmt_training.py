@@ -13,8 +13,8 @@ from dmt.loading import Batch
 from dmt.loss import KINDS
 from dmt.training import DivergedError, Recipe, Training, label_online
 from sed.core.teacher import Teacher
-from sed.data.files import CheckpointError
 from sed.engine.solver import Precision
+from sed.runtime.checkpoint_files import CheckpointError
 
 CPU = torch.device("cpu")
 

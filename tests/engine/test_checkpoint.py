@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from sed.data.files import CheckpointError, checkpoints
-from sed.data.rng import rng_state, set_rng_state
 from sed.engine import checkpoint
+from sed.runtime.checkpoint_files import CheckpointError, checkpoints
+from sed.runtime.rng import rng_state, set_rng_state
 from tests.reference.training import TinyDetector, make_trainer, same
 
 

@@ -14,11 +14,11 @@ import torch
 
 from sed.config import ConfigError, load_config
 from sed.core.structures import Images
-from sed.data.files import checkpoint_path
 from sed.engine import checkpoint
 from sed.engine.build import build_student, build_test_set, trained_detector
 from sed.engine.inference import load_detector
 from sed.engine.run import evaluate_only, train
+from sed.runtime.checkpoint_files import checkpoint_path
 from tests.reference.detr import write_config
 from tests.reference.squares import write_set
 from tests.reference.training import same

@@ -6,9 +6,9 @@ import os
 import pytest
 import torch
 
-from sed.engine.launch import LaunchError, launch, rank, world_size
-from sed.engine.select import EngineError, select_engine
 from sed.evaluation.coco import evaluate
+from sed.runtime.launch import LaunchError, launch, rank, world_size
+from sed.runtime.select import EngineError, select_engine
 from tests.reference.metrics import hand_made
 from tests.reference.training import both, make_trainer, same
 
@@ -66,7 +66,7 @@ def test_one_process_needs_no_group():
 
 
 def test_torchrun_is_recognised(monkeypatch):
-    from sed.engine.launch import _free_port
+    from sed.runtime.launch import _free_port
 
     values = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     for key, value in {**values, "MASTER_PORT": str(_free_port())}.items():
@@ -100,7 +100,7 @@ def test_impossible_launches_are_told(monkeypatch):
 )
 def test_engine(monkeypatch, installed, wanted, engine, why):
     monkeypatch.setattr(
-        "sed.engine.select.find_spec", lambda name: importlib.util.find_spec("os") if name in installed else None
+        "sed.runtime.select.find_spec", lambda name: importlib.util.find_spec("os") if name in installed else None
     )
     assert select_engine(wanted)[0] == engine
     assert why in select_engine(wanted)[1]
@@ -108,6 +108,6 @@ def test_engine(monkeypatch, installed, wanted, engine, why):
 
 @pytest.mark.parametrize("installed", [(), ("detectron2",)])
 def test_detectron2_without_it_names_the_installation_page(monkeypatch, installed):
-    monkeypatch.setattr("sed.engine.select.find_spec", lambda name: os if name in installed else None)
+    monkeypatch.setattr("sed.runtime.select.find_spec", lambda name: os if name in installed else None)
     with pytest.raises(EngineError, match=r"https://detectron2.readthedocs.io/tutorials/install.html"):
         select_engine("detectron2")

@@ -4,9 +4,9 @@ import pytest
 import yaml
 
 from sed.data.errors import DataError
-from sed.data.files import checkpoints
-from sed.engine.launch import launch, rank
 from sed.engine.run import train
+from sed.runtime.checkpoint_files import checkpoints
+from sed.runtime.launch import launch, rank
 from tests.engine.test_whole_run import config
 from tests.reference.squares import write_set
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sed.data.files import checkpoint_path, checkpoints
 from sed.engine import checkpoint
 from sed.engine.logging import Reporter
 from sed.engine.solver import Clip
-from sed.methods.guards import TrainingError
+from sed.runtime.checkpoint_files import checkpoint_path, checkpoints
+from sed.runtime.guards import TrainingError
 from tests.reference.training import TinyDetector, make_trainer, same
 
 
@@ -179,7 +179,7 @@ def test_collapse_alarm_stays_silent(tmp_path, caplog, quiet):
 
 
 def test_collapse_count_starts_again_when_something_is_found():
-    from sed.methods.guards import Counters, watch_collapse
+    from sed.runtime.guards import Counters, watch_collapse
 
     counters = Counters()
     for positives in (0.0, 0.0, 0.5, 0.4, 0.0):  # an object in three steps is as good as none

@@ -15,11 +15,11 @@ import torch
 
 from sed.config import ConfigError, load_config
 from sed.data.errors import DataError
-from sed.data.files import checkpoint_path, checkpoints
 from sed.engine import checkpoint
 from sed.engine.build import build_student
 from sed.engine.run import evaluate_only, train
-from sed.evaluation.output import OutputError
+from sed.runtime.checkpoint_files import checkpoint_path, checkpoints
+from sed.runtime.output import OutputError
 from tests.reference.squares import write_set
 from tests.reference.training import same
 

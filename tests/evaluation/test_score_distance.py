@@ -8,8 +8,8 @@ import torch
 from sed.core.matching import match_views
 from sed.core.structures import DenseLevel, DensePrediction, Images, QueryPrediction, RegionPrediction
 from sed.core.views import downscale, pair_levels, valid_anchors
-from sed.data.catalog import Dataset
 from sed.data.mapper import ImageInfo
+from sed.data.records import Dataset
 from sed.detectors.base import Detector, Features
 from sed.evaluation.scales import format_distances, score_distance
 from tests.reference.cases import CASES
@@ -56,7 +56,7 @@ OBJECTS = [
 class Told(Detector):
     """Says what it was told: `logits(level, padded height)` [A, C] for each level of a pyramid, for every image."""
 
-    divisor, num_classes = 16, 2
+    size_divisibility, num_classes = 16, 2
 
     def __init__(self, logits, levels=(2, 3, 4), per_cell=1, regions=None):
         super().__init__()
@@ -145,7 +145,7 @@ def test_a_detector_to_which_scale_is_nothing_is_at_distance_0():
         return torch.sin(torch.arange(cells * 4 * 3, dtype=torch.float32)).view(cells * 4, 3)
 
     detector = Told(logits, levels=(2, 3, 4, 5), per_cell=4)
-    detector.divisor = 32
+    detector.size_divisibility = 32
     dataset, loader = make_set([(64, 64)] * 2, OBJECTS[:2])
     found = score_distance(detector, loader, dataset, "cpu")
     for kind in ("foreground", "background"):
@@ -203,7 +203,7 @@ def test_anchors_regions_and_objects_equal_the_definition(name):
     detector = make(name)
     dataset, loader = make_set(SIZES, OBJECTS)
     found = score_distance(detector, loader, dataset, "cpu")
-    images = loader[0][0].pad_to_multiple(detector.divisor * 2)
+    images = loader[0][0].pad_to_multiple(detector.size_divisibility * 2)
     views = [detector.encode(view) for view in (images, downscale(images, 1))]
     full, small = (detector.dense(view) for view in views)
     truths = [literal_truth(rows, size) for rows, size in zip(OBJECTS, SIZES, strict=True)]
@@ -245,8 +245,8 @@ def test_anchors_regions_and_objects_equal_the_definition(name):
 @pytest.mark.parametrize("name", ["detr", "rt_detr"])  # softmax and sigmoid
 def test_queries_equal_the_definition(name):
     detector = make(name)
-    size, divisor = (128, 128), detector.divisor * 2
-    assert size[0] % divisor == 0
+    size, size_divisibility = (128, 128), detector.size_divisibility * 2
+    assert size[0] % size_divisibility == 0
     with torch.no_grad():
         _, loader = make_set([size], [[]])
         full = detector.queries(detector.encode(loader[0][0]))

@@ -7,7 +7,7 @@ import cv2
 import matplotlib.figure
 import pytest
 
-from sed.evaluation.study_pictures import COLOURS, ap_by_scale, ap_by_size
+from sed.studies.study_pictures import COLOURS, ap_by_scale, ap_by_size
 
 NAN = math.nan
 SIZES = {

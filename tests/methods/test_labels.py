@@ -10,7 +10,7 @@ from sed.core.objects import object_targets
 from sed.core.structures import Detections, Targets
 from sed.methods.base import Schedule
 from sed.methods.build import build_method
-from sed.methods.labels import halved, sure_labels
+from sed.methods.labels import confident_targets, downscale_targets
 from sed.methods.pseudo_label import PseudoLabelOptions
 from sed.methods.sed import SEDOptions
 from tests.reference.detectors import make_detector, make_labeled, make_unlabeled
@@ -49,9 +49,9 @@ def run(method, unlabeled=None):
 
 def test_halved_labels():
     told = (Targets(torch.tensor([[4.0, 6, 20, 30]]), torch.tensor([2])), Targets(torch.zeros(0, 4), torch.zeros(0)))
-    assert halved(told)[0].boxes.tolist() == [[2, 3, 10, 15]]
-    assert halved(told, 2)[0].boxes.tolist() == [[1, 1.5, 5, 7.5]]
-    assert halved(told)[1].boxes.shape == (0, 4)
+    assert downscale_targets(told)[0].boxes.tolist() == [[2, 3, 10, 15]]
+    assert downscale_targets(told, 2)[0].boxes.tolist() == [[1, 1.5, 5, 7.5]]
+    assert downscale_targets(told)[1].boxes.shape == (0, 4)
 
 
 @pytest.mark.parametrize("detector", ["resnet_retinanet", "rt_detr"])
@@ -95,7 +95,7 @@ def test_regions_are_told_by_the_objects(kind):
 
     method.student.proposal_losses = proposal_losses
     losses = run(method, batch)
-    coder, teacher = method.student.coders["region"], method.teacher.module
+    coder, teacher = method.student.box_coder_weights["region"], method.teacher.module
     features = teacher.encode(batch.weak)
     theirs = teacher.propose(features, teacher.dense(features), 8)
     for term, s, (own_features, labels, proposals) in zip(("scale", "distill"), (1, 0), seen, strict=True):
@@ -165,7 +165,7 @@ def test_what_the_teacher_found_is_counted_anew_in_each_step():
 
 def test_what_is_sure_has_an_extent_and_is_float32():
     boxes = torch.tensor([[0.0, 0, 4, 4], [5, 5, 5, 9], [1, 1, 8, 8]], dtype=torch.bfloat16)
-    labels = sure_labels([Detections(boxes, torch.tensor([0.9, 0.9, 0.2]), torch.tensor([0, 1, 2]))], 0.7)
+    labels = confident_targets([Detections(boxes, torch.tensor([0.9, 0.9, 0.2]), torch.tensor([0, 1, 2]))], 0.7)
     assert labels[0].boxes.tolist() == [[0, 0, 4, 4]]
     assert labels[0].boxes.dtype == torch.float32
     assert labels[0].classes.tolist() == [0]

@@ -11,7 +11,7 @@ from torch import nn
 from sed.core.structures import Detections, LabeledBatch
 from sed.methods.base import Schedule
 from sed.methods.build import build_method
-from sed.methods.labels import sure_labels
+from sed.methods.labels import confident_targets
 from sed.methods.pseudo_label import PseudoLabelOptions
 from sed.methods.sed import SED, SEDOptions
 from tests.reference.detectors import make_detector, make_labeled, make_unlabeled
@@ -194,7 +194,7 @@ class TestPseudoLabel:
             torch.tensor([0, 2, 1]),
         )
         method.teacher.module.detect_from = lambda *_: [found] * 2
-        labels = sure_labels([found] * 2, 0.7)
+        labels = confident_targets([found] * 2, 0.7)
         assert [t.classes.tolist() for t in labels] == [[0, 2], [0, 2]]
         losses = run(method)
         assert set(losses) == SUP | {"pseudo/dense_cls", "pseudo/region_cls"}

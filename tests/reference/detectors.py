@@ -36,11 +36,13 @@ def make_detector(name: str = "small_rcnn", seed: int = 0) -> TorchvisionDetecto
     return build_detector(SPECS[name])
 
 
-def make_images(sizes: tuple[tuple[int, int], ...] = ((64, 64), (50, 60)), seed: int = 0, divisor: int = 1) -> Images:
+def make_images(
+    sizes: tuple[tuple[int, int], ...] = ((64, 64), (50, 60)), seed: int = 0, size_divisibility: int = 1
+) -> Images:
     """uint8 noise images of the given sizes in one padded batch."""
     generator = torch.Generator().manual_seed(seed)
     images = [torch.randint(0, 256, (3, h, w), generator=generator, dtype=torch.uint8) for h, w in sizes]
-    return Images.from_list(images, divisor)
+    return Images.from_list(images, size_divisibility)
 
 
 def make_labeled(sizes: tuple[tuple[int, int], ...] = ((64, 64), (50, 60)), empty: bool = False) -> LabeledBatch:

@@ -16,8 +16,8 @@ from dmt.label_store import LabelStore
 from dmt.loading import Source, StoredLabels, Stream
 from dmt.run import Run
 from dmt.training import Recipe, Training
-from sed.engine.launch import rank, world_size
 from sed.engine.solver import Precision
+from sed.runtime.launch import rank, world_size
 from tests.reference.dmt_sets import Squares, squares
 
 CPU = torch.device("cpu")

@@ -183,7 +183,7 @@ class TorchvisionCase(AnchorCase):
         """The wrapped model without its wrapper, its resizing left out."""
         model = copy.deepcopy(detector.model)
         model.transform.resize = lambda image, target: (image, target)
-        model.transform.size_divisible = detector.divisor
+        model.transform.size_divisible = detector.size_divisibility
         return model
 
     def _inputs(self, images: Images) -> list[Tensor]:

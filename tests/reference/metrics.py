@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from sed.core.structures import Detections, Images
-from sed.data.catalog import Dataset
 from sed.data.mapper import ImageInfo
+from sed.data.records import Dataset
 from sed.detectors.base import Detector
 
 Row = tuple[list[float], float, int]  # box xyxy in the tensor's frame, score, class
@@ -17,7 +17,7 @@ class Scripted(Detector):
     """Says what it was told to say, image after image; the first pixel is the image's number."""
 
     heads = frozenset({"dense"})
-    divisor = 1
+    size_divisibility = 1
 
     def __init__(self, script: list[list[Row]], num_classes: int = 2) -> None:
         super().__init__()

@@ -149,7 +149,7 @@ class StubDetr(Detector):
     """
 
     heads = frozenset({"query"})
-    divisor = 16
+    size_divisibility = 16
     num_classes = 3
 
     def __init__(self, softmax: bool = True, equivariant: bool = True) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from sed.data.check_advice import Setup
+from sed.checks.advice import Setup
 
 SIZE = (96, 128)  # height, width
 

@@ -20,7 +20,7 @@ class TinyDetector(Detector):
     """Two convolutions; its losses are means over images, so that batches add up exactly."""
 
     heads = frozenset({"dense"})
-    divisor = 4
+    size_divisibility = 4
 
     def __init__(self, channels: int = 4, norm: str = "GN", dropout: float = 0.0) -> None:
         super().__init__()
@@ -164,7 +164,7 @@ def same(a: object, b: object, path: str = "") -> None:
 # ------------------------------------------------------------------------------- run in spawned processes
 def train_two(folder: str, max_iter: int, accumulate: int) -> None:
     """One of two gloo processes, each with its half of the batch."""
-    from sed.engine.launch import rank, world_size
+    from sed.runtime.launch import rank, world_size
 
     assert world_size() == 2
     torch.set_num_threads(1)
@@ -177,7 +177,7 @@ def train_two(folder: str, max_iter: int, accumulate: int) -> None:
 
 def poisoned_rank(folder: str) -> None:
     """Only rank 1 meets a NaN (step 1) and an infinite loss with finite gradients (step 2); both must skip."""
-    from sed.engine.launch import rank
+    from sed.runtime.launch import rank
 
     torch.set_num_threads(1)
     poison = (1,) if rank() == 1 else ()
@@ -197,8 +197,8 @@ def poisoned_rank(folder: str) -> None:
 
 def evaluate_two(folder: str) -> None:
     """Each process detects on every second image; both get the metrics of all."""
-    from sed.engine.launch import rank, world_size
     from sed.evaluation.coco import evaluate
+    from sed.runtime.launch import rank, world_size
     from tests.reference.metrics import hand_made
 
     dataset, detector, loader = hand_made(rank(), world_size())

@@ -276,7 +276,7 @@ class TransformersCase(Case):
 
     def inputs(self, detector: QueryDetector, images: Images) -> dict[str, Tensor]:
         """pixel_values and, where the model takes it, pixel_mask."""
-        height, width = images.pad_to_multiple(detector.divisor).padded_size
+        height, width = images.pad_to_multiple(detector.size_divisibility).padded_size
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in self.pixels())
         pixels, mask = torch.zeros(len(images), 3, height, width), torch.zeros(len(images), height, width).long()
         for n, (image, (h, w)) in enumerate(zip(images.tensor, images.sizes, strict=True)):

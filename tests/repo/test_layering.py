@@ -162,7 +162,7 @@ PLANTED = [
     ("sed/__init__.py", "import torchvision", "rule 3"),
     ("sed/__init__.py", "from sed.methods import sed", "rule 3"),
     # rule 4
-    ("sed/engine/launch.py", "from tools import train_net", "rule 4"),
+    ("sed/runtime/launch.py", "from tools import train_net", "rule 4"),
     ("sed/evaluation/coco.py", "import projects.study", "rule 4"),
     ("sed/data/coco.py", "from tests.reference import slow", "tests"),
     ("tools/bench.py", "import projects.study", "floor 5"),

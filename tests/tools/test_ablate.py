@@ -16,7 +16,7 @@ from study import make_runner
 from tqdm import tqdm
 
 from sed.config import load_config
-from sed.engine.study_runs import Evaluation, Run
+from sed.studies.study_runs import Evaluation, Run
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = str(ROOT / "configs/coco_10.yaml")

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from sed.engine.cost import Setting, data_cost, step_cost
+from sed.studies.cost import Setting, data_cost, step_cost
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import engines
 import pytest
 
 from sed.config import ConfigError
-from sed.engine import select
+from sed.runtime import select
 
 CONFIG = "configs/quickstart.yaml"
 

@@ -28,7 +28,7 @@ def find(opts):
     def call(file, size=(128, 128), more=()):
         driver, cfg, path = engines.pick_trained(CONFIG, [*opts, *more, *at(*size)], file)
         detector, test = driver.load_detector(cfg, path), driver.test_set(cfg)
-        loader = batches_of(test.records, driver.test_mapper(cfg), 3, 0, divisor=detector.divisor)
+        loader = batches_of(test.records, driver.test_mapper(cfg), 3, 0, multiple=detector.size_divisibility)
         return detect_all(detector, loader, "cpu"), test
 
     return call

@@ -10,8 +10,8 @@ import cv2
 import engines
 import pytest
 
-from sed.data.catalog import image_record
 from sed.data.coco import load_coco
+from sed.data.records import image_record
 from sed.evaluation.files import find_images, number_images
 from tools import predict
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from sed.engine.side_by_side import Arm, ArmError, run_side_by_side
+from sed.studies.side_by_side import Arm, ArmError, run_side_by_side
 from tools import quickstart
 
 

@@ -19,7 +19,8 @@ import torchvision
 
 from sed.data.digits import make_digits
 from sed.detectors.detr import IMAGENET_MEAN, IMAGENET_STD
-from sed.detectors.detr_build import build_detr, save_pretrained
+from sed.detectors.detr_build import build_detr
+from sed.detectors.export import save_pretrained
 from tests.reference.detectors import make_detector, make_labeled, make_unlabeled
 from tests.reference.detr import write_config
 from tests.reference.small import NEEDS_DETECTRON2, SMALL

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from sed.evaluation.report import (
+from sed.studies.report import (
     ReportError,
     config_difference,
     read_metrics,

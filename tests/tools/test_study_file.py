@@ -17,11 +17,11 @@ import yaml
 from tqdm import tqdm
 
 from sed.config import ConfigError, load_config
-from sed.data.files import checkpoints
 from sed.engine.run import train
-from sed.engine.study_file import read_study
-from sed.engine.study_plan import Plan
-from sed.engine.study_runs import seconds_per_step
+from sed.runtime.checkpoint_files import checkpoints
+from sed.studies.study_file import read_study
+from sed.studies.study_plan import Plan
+from sed.studies.study_runs import seconds_per_step
 from tests.reference.squares import write_set
 from tests.reference.training import same
 

@@ -28,8 +28,8 @@ from dmt.image_sets import ImageSet
 from dmt.label_store import LabelStore
 from dmt.loading import TestPart, test_batches
 from dmt.metrics import ClassificationScore, confusion, mean_iou
-from sed.engine.launch import rank, world_size
 from sed.engine.solver import Precision
+from sed.runtime.launch import rank, world_size
 
 Scores = dict[str, float]
 WRITERS = 4  # threads that write pseudo-labels

@@ -37,12 +37,13 @@ from dmt.pipeline import BEST, Stage, plan
 from dmt.show import label_error, save_pictures, save_weights, store_of
 from dmt.training import Recipe, Training
 from sed.config import ConfigError
-from sed.data.files import CheckpointError, read, save_atomic, save_text
+from sed.data.files import save_text
 from sed.engine.build import resolve_device
-from sed.engine.launch import rank, world_size
 from sed.engine.logging import setup_logging
 from sed.engine.solver import Precision
-from sed.evaluation.output import claim_folder, write_versions
+from sed.runtime.checkpoint_files import CheckpointError, read, save_atomic
+from sed.runtime.launch import rank, world_size
+from sed.runtime.output import claim_folder, write_versions
 
 log = logging.getLogger("sed.dmt")
 

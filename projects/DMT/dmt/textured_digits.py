@@ -17,16 +17,7 @@ import cv2
 import numpy as np
 
 from dmt.loss import IGNORED
-from sed.data.digits import (
-    FACE,
-    background,
-    draw_clutter,
-    free_place,
-    ink,
-    ink_colour,
-    load_glyphs,
-    make_set,
-)
+from sed.data.digits import FACE, background, draw_clutter, free_place, ink, ink_colour, load_glyphs, make_set
 
 NAME = "textured_digits"
 VERSION = 1  # raise it whenever the images change: older sets on disk are then made again

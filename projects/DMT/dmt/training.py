@@ -26,10 +26,10 @@ from dmt.inference import Scores
 from dmt.loading import Batch, Stream
 from dmt.loss import IGNORED, Weighted, dynamic_loss, dynamic_weight, gamma_ramp, mix_share, mix_weights, mixed_loss
 from sed.core.teacher import Teacher
-from sed.data.files import CheckpointError, checkpoint_path, checkpoints, prune, read, save_atomic
-from sed.engine.launch import rank, world_size
 from sed.engine.logging import Reporter, Window
 from sed.engine.solver import Precision
+from sed.runtime.checkpoint_files import CheckpointError, checkpoint_path, checkpoints, prune, read, save_atomic
+from sed.runtime.launch import rank, world_size
 
 LOG_PERIOD = 20
 MIXING = 7  # seeds the random numbers of mixup, apart from those of the data

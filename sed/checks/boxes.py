@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from sed.data.check_findings import Findings
-from sed.data.check_json import LABELLED, Source
+from sed.checks.findings import Findings
+from sed.checks.json_files import LABELLED, Source
 from sed.data.coco import MIN_SIDE, ROUNDING
 
 HUGE = 0.95  # share of its image from which on a box "fills" it

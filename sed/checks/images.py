@@ -14,8 +14,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from sed.data.check_findings import Findings
-from sed.data.check_json import UNLABELLED, Source, image_item
+from sed.checks.findings import Findings
+from sed.checks.json_files import UNLABELLED, Source, image_item
 from sed.data.errors import DataError
 from sed.data.mapper import read_image
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from sed.config import ConfigError
 from sed.data.files import save_text
-from sed.engine.study import slug
-from sed.engine.study_file import TUNE, Study, Words
-from sed.engine.study_runs import Evaluation, Result, Run, Runner
+from sed.studies.study import slug
+from sed.studies.study_file import TUNE, Study, Words
+from sed.studies.study_runs import Evaluation, Result, Run, Runner
 
 Tuned = dict[str, dict[str, list[Result]]]  # method -> candidate -> a result for every tune seed
 Reported = dict[str, dict[str, dict[int, Result]]]  # case -> method -> seed -> result

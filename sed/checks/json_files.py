@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from sed.data.catalog import COCO_2017, IMAGE_SUFFIXES, Dataset, Record, data_root
-from sed.data.check_findings import Findings
+from sed.checks.findings import Findings
+from sed.data.catalog import COCO_2017, IMAGE_SUFFIXES, data_root
 from sed.data.coco import locate_images
 from sed.data.errors import DataError
+from sed.data.records import Dataset, Record
 
 LABELLED, UNLABELLED, TEST = "labelled", "unlabelled", "test"  # roles
 KEYS = {LABELLED: "DATASETS.TRAIN", UNLABELLED: "DATASETS.UNLABELED", TEST: "DATASETS.TEST"}

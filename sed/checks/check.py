@@ -3,7 +3,7 @@
     report = check_data({LABELLED: ["train.json"], UNLABELLED: ["photos"], TEST: ["val.json"]}, setup)
     report.found.has(ERROR)
 
-What is checked stands in `sed.data.check_findings.KINDS`. At the end each set without an error is read by the code that
+What is checked stands in `sed.checks.findings.KINDS`. At the end each set without an error is read by the code that
 training reads it with, so that a set that passes is a set that loads.
 """
 
@@ -14,14 +14,15 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-from sed.data.catalog import Dataset, join, load_dataset
-from sed.data.check_advice import Advice, Setup, advise
-from sed.data.check_boxes import check_balance, check_boxes
-from sed.data.check_duplicates import Entry, check_duplicates
-from sed.data.check_findings import Finding, Findings
-from sed.data.check_images import Facts, check_images, examine_files
-from sed.data.check_json import KEYS, LABELLED, TEST, UNLABELLED, Reader, Source, image_item, read_source
+from sed.checks.advice import Advice, Setup, advise
+from sed.checks.boxes import check_balance, check_boxes
+from sed.checks.duplicates import Entry, check_duplicates
+from sed.checks.findings import Finding, Findings
+from sed.checks.images import Facts, check_images, examine_files
+from sed.checks.json_files import KEYS, LABELLED, TEST, UNLABELLED, Reader, Source, image_item, read_source
+from sed.data.catalog import load_dataset
 from sed.data.errors import DataError
+from sed.data.records import Dataset, join
 from sed.data.splits import split
 
 ORDER = (LABELLED, TEST, UNLABELLED)  # of two like images, the later one is named

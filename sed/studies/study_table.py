@@ -1,4 +1,4 @@
-"""What a study found, as markdown: the choices, the table of each case, scales. See `sed.engine.study_plan`."""
+"""What a study found, as markdown: the choices, the table of each case, scales. See `sed.studies.study_plan`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sed.engine.study import interval, spread
-from sed.engine.study_file import Study
-from sed.engine.study_plan import Reported, Tuned, mean_seconds
-from sed.engine.study_runs import Result
+from sed.studies.study import interval, spread
+from sed.studies.study_file import Study
+from sed.studies.study_plan import Reported, Tuned, mean_seconds
+from sed.studies.study_runs import Result
 
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 Runs = Mapping[int, Result]  # seed -> result

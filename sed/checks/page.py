@@ -1,4 +1,4 @@
-"""One self-contained HTML page of what a check of the data found (`sed.data.check`)."""
+"""One self-contained HTML page of what a check of the data found (`sed.checks.check`)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from string import Template
 import cv2
 import numpy as np
 
-from sed.data.check import Report
-from sed.data.check_findings import ERROR, NOTE, SEVERITIES, WARNING, Finding
+from sed.checks.check import Report
+from sed.checks.findings import ERROR, NOTE, SEVERITIES, WARNING, Finding
 from sed.evaluation.page import STYLE
 from sed.evaluation.visualize import contact_sheet, draw_boxes
 
@@ -58,7 +58,7 @@ def data_page(report: Report, title: str, paste: str) -> str:
     """The page.
 
     Args:
-        report: of `sed.data.check.check_data`.
+        report: of `sed.checks.check.check_data`.
         title: headline.
         paste: the suggested settings as words for a command line.
     """

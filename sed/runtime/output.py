@@ -16,10 +16,12 @@ import torch
 import yaml
 
 import sed
-from sed.data.catalog import Record
-from sed.data.files import checkpoints, save_text
+from sed.data.errors import DataError
+from sed.data.files import save_text
+from sed.data.records import Record
 from sed.evaluation.pictures import Painter, draw_found, draw_truth, paint_boxes
 from sed.evaluation.visualize import contact_sheet, write_png
+from sed.runtime.checkpoint_files import checkpoints
 
 _PACKAGES = (
     "torch",
@@ -58,6 +60,19 @@ def claim_folder(folder: str | Path, resume: bool) -> Path | None:
     for left_over in folder.glob(".*.tmp"):  # a writer was killed
         left_over.unlink(missing_ok=True)  # by another process
     return saved[-1] if saved else None
+
+
+def trained_weights(folder: str | Path) -> str:
+    """The weights that a run left in its output folder: model_best.pth, or model_final.pth where there is none.
+
+    Raises:
+        DataError: where there is neither.
+    """
+    names = ("model_best.pth", "model_final.pth")
+    found = [str(Path(folder) / name) for name in names if (Path(folder) / name).is_file()]
+    if not found:
+        raise DataError(f"no weights: {folder} holds no {' or '.join(names)}; train first, or give --weights")
+    return found[0]
 
 
 def write_config(folder: Path, text: str) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from sed.evaluation.report import METRICS_FILE, read_metrics
+from sed.studies.report import METRICS_FILE, read_metrics
 
 UNSUPERVISED_COST = 3.4  # a step with unlabelled images, in supervised steps, in the quick start; only the ETA uses it
 POLL_SECONDS = 0.5

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sed.data.check_findings import Findings
-from sed.data.check_images import THUMB, Facts
-from sed.data.check_json import TEST
+from sed.checks.findings import Findings
+from sed.checks.images import THUMB, Facts
+from sed.checks.json_files import TEST
 
 DISTANCE = 6  # bits of 64 in which the hashes of near duplicates may differ
 ALIKE = 0.95  # correlation of their thumbnails at least

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from sed.config import ConfigError
-from sed.engine.study import slug
+from sed.studies.study import slug
 
 Words = tuple[str, ...]  # KEY, VALUE, KEY, VALUE, ...
 TUNE = "tune"  # the folder of the runs that choices are made on

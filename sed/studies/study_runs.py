@@ -28,9 +28,10 @@ from fvcore.common.config import CfgNode
 from tqdm import tqdm
 
 from sed.config import ConfigError, leaves
-from sed.data.files import checkpoint_path, checkpoints, save_text
-from sed.engine.study import call, stop_all
-from sed.engine.study_file import Words
+from sed.data.files import save_text
+from sed.runtime.checkpoint_files import checkpoint_path, checkpoints
+from sed.studies.study import call, stop_all
+from sed.studies.study_file import Words
 
 ASKED, RESULT, WEIGHTS = "asked.json", "result.json", "model_final.pth"
 # Keys that change no weight: where a run lies, how it is saved and what it is tested on
