@@ -35,7 +35,7 @@ def downscale(images: Images, s: int) -> Images:
     """
     block = 2**s
     height, width = images.padded_size
-    if s < 1 or height % block or width % block:
+    if s < 0 or height % block or width % block:
         raise ValueError(
             f"downscale: expected s >= 1 and padded sides that divide by 2^s, got s = {s} and sides "
             f"{height} x {width}; pad with Images.pad_to_multiple(largest stride * 2**s)"
@@ -62,7 +62,9 @@ def pair_levels(full: DensePrediction, small: DensePrediction, s: int) -> list[L
     Raises:
         ValueError: where no pair exists, or where paired grids differ.
     """
-    if len(full.levels) == 1 and len(small.levels) == 1:
+    if s == 0:
+        pairs = list(zip(full.levels, small.levels, strict=True))
+    elif len(full.levels) == 1 and len(small.levels) == 1:
         pairs = [(_pool(full.levels[0], s), small.levels[0])]
     else:
         partners = {level.level: level for level in small.levels}
@@ -88,8 +90,10 @@ def draw_scale(step: int, max_scale: int, seed: int = 0) -> int:
     Raises:
         ValueError: for max_scale < 1.
     """
-    if max_scale < 1:
-        raise ValueError(f"draw_scale: expected max_scale (S) >= 1, got {max_scale}")
+    if max_scale < 0:
+        raise ValueError(f"draw_scale: expected max_scale (S) >= 0, got {max_scale}")
+    if max_scale == 0:
+        return 0
     return random.Random(f"scale {seed} {step}").randint(1, max_scale)
 
 
