@@ -18,7 +18,7 @@ import torch
 from sed.core.structures import Images
 from sed.core.views import downscale, pair_levels
 from tests.reference.cases import CASES, DETECTRON2, DETECTRON2_FAMILY, WHY_NOT, dense, one_stage, two_stage
-from tests.reference.detectors import answers, make_images
+from tests.reference.detectors import make_images, predict_all
 
 INSTALL_PAGE = "https://detectron2.readthedocs.io/tutorials/install.html"
 
@@ -198,7 +198,7 @@ def test_what_is_under_the_padding_does_not_matter(case, detector):
     dirty = images.tensor.clone()
     dirty[1, :, 33:] = 200
     dirty[1, :, :, 20:] = 77
-    clean, other = answers(detector, images), answers(detector, Images(dirty, images.sizes))
+    clean, other = predict_all(detector, images), predict_all(detector, Images(dirty, images.sizes))
     for name, value in clean.items():
         torch.testing.assert_close(value, other[name])
 
@@ -237,7 +237,7 @@ def test_gradient_reaches_every_weight_through_both_views(case, detector):
     images = padded(detector)
     for view, scale in ((images, 1), (downscale(images, 1), 2)):
         detector.zero_grad()
-        sum(value.sum() for value in answers(detector, view, scale).values()).backward()
+        sum(value.sum() for value in predict_all(detector, view, scale).values()).backward()
         for name, parameter in detector.named_parameters():
             if any(fnmatch(name, pattern) for pattern in (*case.untrained, *case.only_labeled)):
                 assert parameter.grad is None or not parameter.grad.any(), name
@@ -248,21 +248,21 @@ def test_gradient_reaches_every_weight_through_both_views(case, detector):
 def test_batch_of_one_equals_batch_of_many(case, detector):
     detector.eval()
     images = padded(detector)
-    both = answers(detector, images)
-    one = answers(detector, Images(images.tensor[1:], images.sizes[1:]))
+    both = predict_all(detector, images)
+    one = predict_all(detector, Images(images.tensor[1:], images.sizes[1:]))
     for name, value in both.items():
         torch.testing.assert_close(value[1:], one[name], atol=1e-5, rtol=1e-4)
 
 
 def test_a_copy_answers_like_the_original(case, detector):
     detector.eval()
-    expected = answers(detector, padded(detector))
+    expected = predict_all(detector, padded(detector))
     twin = copy.deepcopy(detector)
     assert twin.heads == detector.heads
     with torch.no_grad():
         for weight in detector.parameters():
             weight.zero_()
-    for name, value in answers(twin, padded(twin)).items():
+    for name, value in predict_all(twin, padded(twin)).items():
         torch.testing.assert_close(value, expected[name])
 
 

@@ -21,7 +21,7 @@ from sed.core.views import downscale
 from sed.detectors import wrap
 from sed.detectors.detr import QueryDetector
 from tests.reference.cases import query
-from tests.reference.detectors import answers, make_images, make_labeled
+from tests.reference.detectors import make_images, make_labeled, predict_all
 from tests.reference.transformers_case import build_member
 
 pytestmark = query
@@ -67,7 +67,8 @@ def test_the_picture_matters(case, detector):
     """Or else the other tests would see nothing."""
     detector.eval()
     one, other = (
-        answers(detector, make_images(((64, 64),), seed=s).pad_to_multiple(detector.size_divisibility)) for s in (1, 2)
+        predict_all(detector, make_images(((64, 64),), seed=seed).pad_to_multiple(detector.size_divisibility))
+        for seed in (1, 2)
     )
     assert (one["query logits"] - other["query logits"]).abs().mean() > 0.01
 
@@ -75,8 +76,8 @@ def test_the_picture_matters(case, detector):
 def test_the_queries_of_training_are_those_of_inference(case, detector):
     """Group DETR's other groups and what is denoised stay inside the library."""
     images = padded(detector)
-    expected = answers(detector.eval(), images)
-    for name, value in answers(without_noise(detector), images).items():
+    expected = predict_all(detector.eval(), images)
+    for name, value in predict_all(without_noise(detector), images).items():
         torch.testing.assert_close(value, expected[name], atol=1e-4, rtol=1e-4)
 
 

@@ -17,7 +17,7 @@ from sed.methods.base import Schedule
 from sed.methods.build import build_method
 from sed.options.methods import PseudoLabelOptions, SEDOptions, SEDPlusOptions
 from tests.reference.cases import two_stage
-from tests.reference.detectors import answers, make_images, make_labeled, make_unlabeled
+from tests.reference.detectors import make_images, make_labeled, make_unlabeled, predict_all
 
 SIZES = ((64, 64), (50, 60))
 SCHEDULE = Schedule(burn_in=2, max_iter=10, first_drop=8)
@@ -107,11 +107,11 @@ def test_a_teacher_is_a_detector_of_its_own(case, detector):
     teacher = Teacher(detector)
     images = make_images(SIZES).pad_to_multiple(detector.size_divisibility)
     detector.eval()
-    expected = {name: value.detach() for name, value in answers(detector, images).items()}
+    expected = {name: value.detach() for name, value in predict_all(detector, images).items()}
     with torch.no_grad():
         for weight in detector.parameters():
             weight.mul_(3.0)
-    copied, moved = answers(teacher.module, images), answers(detector, images)
+    copied, moved = predict_all(teacher.module, images), predict_all(detector, images)
     for name, value in expected.items():
         torch.testing.assert_close(copied[name], value)
         assert not copied[name].requires_grad
@@ -184,9 +184,9 @@ def test_autocast_trains_in_bf16(case, detector):
     # of its bf16 weight gradient unset
     sizes = ((128, 128), (100, 120))
     images = make_images(sizes).pad_to_multiple(detector.size_divisibility)
-    exact, *_ = answers(detector.eval(), images).values()
+    exact, *_ = predict_all(detector.eval(), images).values()
     with torch.autocast("cpu", torch.bfloat16):
-        low, *_ = answers(detector, images).values()
+        low, *_ = predict_all(detector, images).values()
     torch.manual_seed(4)
     labeled = sum(method.train().supervised(make_labeled(sizes)).values()).item()
     torch.manual_seed(4)
