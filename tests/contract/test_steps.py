@@ -93,7 +93,7 @@ def test_the_losses_of_proposals_alone_are_the_stock_models(case, detector, empt
 
 
 def test_exported_weights_load_in_the_stock_model(case, tmp_path):
-    """`model_final.pth` needs nothing of this project."""
+    """`model_final.pth` loads without this project."""
     detector, stock = case.exported(tmp_path)
     state = stock.state_dict()
     more = state.keys() - detector.plain_state_dict().keys()
@@ -103,7 +103,7 @@ def test_exported_weights_load_in_the_stock_model(case, tmp_path):
 
 
 def test_a_teacher_is_a_detector_of_its_own(case, detector):
-    """Its copy answers like the student, in eval mode, and shares no weight with it."""
+    """The copy has the student's predictions, is in eval mode and shares no weight with it."""
     teacher = Teacher(detector)
     images = make_images(SIZES).pad_to_multiple(detector.size_divisibility)
     detector.eval()
@@ -131,7 +131,7 @@ TERMS = {"sed": BOTH, "sed_anchored": BOTH, "sed_plus": ("pseudo", "pseudo_half"
 
 @pytest.mark.parametrize("name", METHODS)
 def test_one_step_of_a_method(case, detector, name):
-    """Every term of it is there, finite and at work; every weight learns; the teacher follows."""
+    """Every loss is there, finite and positive; every weight gets a gradient; the teacher is updated."""
     kind, options = METHODS[name]
     method = build_method(kind, detector, SCHEDULE, options).train()
     optimizer = torch.optim.SGD([p for p in detector.parameters() if p.requires_grad], lr=1e-4)
@@ -193,7 +193,7 @@ def test_autocast_trains_in_bf16(case, detector):
     with torch.autocast("cpu", torch.bfloat16):
         losses = method(make_labeled(sizes), make_unlabeled(sizes), 5)
     assert low.dtype == torch.bfloat16
-    if "query" in case.heads:  # which places become queries may hang on the rounding; which anchors are sampled, too
+    if "query" in case.heads:  # rounding may change which locations become queries, and which anchors are sampled
         assert sum(loss.item() for key, loss in losses.items() if key.startswith("sup/")) == pytest.approx(labeled, 0.1)
     else:
         assert (low - exact).abs().mean() < 0.1 * exact.abs().mean()

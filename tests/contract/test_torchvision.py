@@ -15,7 +15,7 @@ from tests.reference.detectors import make_detector, make_images, make_labeled
 
 
 def test_frozen_stages_and_frozen_bn():
-    """The paper: stem and first stage frozen, every BN in eval mode (METHOD 9)."""
+    """The paper: stem and first stage frozen, every BN in eval mode (docs/method.md 9)."""
     detector = make_detector("resnet_rcnn").train()
     before = {k: v.clone() for k, v in detector.state_dict().items() if "running" in k}
     sum(detector.supervised_losses(make_labeled()).values()).backward()
@@ -51,7 +51,7 @@ def test_anchor_sizes_must_fit_the_pyramid():
 
 
 def test_the_channel_that_stands_for_no_class_is_never_detected():
-    """torchvision's RetinaNet has one for label 0; nothing trains it to be silent but the focal loss."""
+    """torchvision's RetinaNet has a logit for label 0; only the focal loss keeps it low."""
     detector = make_detector("resnet_retinanet").eval()
     with torch.no_grad():
         detector.model.head.classification_head.cls_logits.bias.view(-1, detector.num_classes + 1)[:, 0] = 5.0
