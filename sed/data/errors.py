@@ -1,4 +1,4 @@
-"""The one exception of the data room."""
+"""The exception for data that cannot be used."""
 
 from __future__ import annotations
 
