@@ -222,7 +222,7 @@ KINDS = {
         WARNING, "Very long images", "Cut them into tiles: resized to fit the longest side, little of them is left."
     ),
     "image-grey": Kind(NOTE, "Greyscale images", "Nothing to do: all three channels get the same value."),
-    "image-alpha": Kind(NOTE, "Images with transparency", "Look at one: transparency is dropped; hidden colours appear."),
+    "image-alpha": Kind(NOTE, "Images with transparency", "Look at one: transparency is dropped, colours may appear."),
     # ------------------------------------------------------------------------------------------ sets
     "mostly-empty": Kind(
         WARNING, "Most labelled images have no box", "Check that all annotations were exported."
