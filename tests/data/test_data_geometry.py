@@ -204,7 +204,7 @@ def test_images_without_boxes(photo: dict, crowd: int) -> None:
     assert (targets.classes.shape, targets.classes.dtype) == ((0,), torch.int64)
 
 
-class Recorder:
+class Watch:
     """A strong view that records its input and the state of the generator."""
 
     def __init__(self) -> None:
@@ -216,7 +216,7 @@ class Recorder:
 
 
 def test_the_views_share_the_geometry_and_no_other_random_number_changes(photo: dict) -> None:
-    recorder, before = Recorder(), Recorder()
+    recorder, before = Watch(), Watch()
     geometric = GeometricAugmentation(seed=2)
     turned = Mapper((50, 90), 400, strong=recorder, geometric=geometric, seed=2)
     plain = Mapper((50, 90), 400, strong=before, seed=2)
@@ -231,7 +231,7 @@ def test_the_views_share_the_geometry_and_no_other_random_number_changes(photo: 
 
 
 def test_a_labelled_strong_view_is_turned_too(photo: dict) -> None:
-    options = {"geometric": GeometricAugmentation(), "strong": Recorder()}
+    options = {"geometric": GeometricAugmentation(), "strong": Watch()}
     weak, strong = (Mapper((60, 60), 400, strong_labeled=choice, **options) for choice in (False, True))
     for position in (1, 3, 5):
         (a, boxes), (b, others) = weak.labeled(photo, position), strong.labeled(photo, position)
