@@ -228,7 +228,7 @@ LIMITS = {
     "SED.THRESHOLD": (0, 1),
     "SED.BOX.WEIGHT": (0, inf),
     "SEMI.IMS_PER_BATCH_LABELED": (1, inf),
-    "SED.MAX_SCALE": (1, inf),
+    "SED.MAX_SCALE": (0, inf),
     "SED.TEMPERATURE": (1e-3, inf),
     "SED.TOP_MASS": (0, 1),
     "SED.REWEIGHT.MOMENTUM": (0, 0.9999),

@@ -164,10 +164,11 @@ def test_a_choice_names_what_it_may_be(key: str) -> None:
         load_config(None, [key, choice])
 
 
-@pytest.mark.parametrize("key", ["SEMI.IMS_PER_BATCH_LABELED", "SED.MAX_SCALE"])
-def test_a_count_that_must_be_positive(key: str) -> None:
-    with pytest.raises(ConfigError, match=f"{key} must be at least 1"):
-        load_config(None, [key, "0"])
+@pytest.mark.parametrize(("key", "least"), [("SEMI.IMS_PER_BATCH_LABELED", 1), ("SED.MAX_SCALE", 0)])
+def test_a_count_has_a_least_value(key: str, least: int) -> None:
+    load_config(None, [key, str(least)])
+    with pytest.raises(ConfigError, match=f"{key} must be at least {least}"):
+        load_config(None, [key, str(least - 1)])
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
