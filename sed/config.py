@@ -14,10 +14,9 @@ from pathlib import Path
 import yaml
 from fvcore.common.config import CfgNode
 
-from sed.defaults import CHOICES, LIMITS, PRESETS, get_cfg
+from sed.defaults import CHOICES, LIMITS, OLD_KEYS, OLD_VALUES, get_cfg
 
 BASE_KEY = "_BASE_"
-PRESET = "SED.PRESET"  # no key of its own: where it is named, the keys of that preset are set
 ZOO = "model_zoo://"  # begins a `_BASE_` that is a config of Detectron2's own model zoo
 
 
@@ -121,20 +120,13 @@ def leaves(node: dict, prefix: str = "") -> list[tuple[str, object]]:
     return rows
 
 
-def preset_of(cfg: CfgNode) -> str | None:
-    """The preset whose every key has its value in `cfg`; None where keys beside it have changed one."""
-    values = dict(leaves(cfg))
-    return next((name for name, keys in PRESETS.items() if keys.items() <= values.items()), None)
-
-
 def _merge(cfg: CfgNode, values: dict, origin: str) -> None:
-    known, rows = dict(leaves(cfg)), leaves(values)
-    for name in [value for key, value in rows if key == PRESET]:
-        if name not in PRESETS:
-            raise ConfigError(f"{origin}: {PRESET} is {name!r}; it must be one of {', '.join(PRESETS)}")
-        # what stands beside the preset's name has the last word
-        rows = [*PRESETS[name].items(), *(row for row in rows if row[0] != PRESET)]
-    for key, value in rows:
+    known = dict(leaves(cfg))
+    for key, value in leaves(values):
+        if key in OLD_KEYS:
+            raise ConfigError(f"{origin}: {key} {OLD_KEYS[key]}")
+        if isinstance(value, str) and (key, value) in OLD_VALUES:
+            raise ConfigError(f"{origin}: {key} {value}: {OLD_VALUES[key, value]}")
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
             raise ConfigError(f"{origin}: unknown key {key}; the nearest known one is {near}")

@@ -1,4 +1,4 @@
-"""Train the supervised control and SED side by side on the digits benchmark; report what was gained.
+"""Train the supervised baseline and SED plus side by side on the digits benchmark; report what was gained.
 
     make quickstart        or        python tools/quickstart.py [--output DIR] [KEY VALUE ...]
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from fvcore.common.config import CfgNode
 
-from sed.config import ConfigError, load_config, preset_of
+from sed.config import ConfigError, load_config
 from sed.data.catalog import data_root, load_dataset
 from sed.data.digits import ensure_digits
 from sed.data.errors import DataError
@@ -33,7 +33,7 @@ from sed.studies.side_by_side import Arm, ArmError, run_side_by_side
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "configs/quickstart.yaml"
 TEST_SET = "digits_test"
-ARMS = {"supervised": "Supervised control", "sed": "SED"}  # SEMI.METHOD -> name on the page
+ARMS = {"supervised": "Supervised baseline", "sed_plus": "SED plus"}  # SEMI.METHOD -> name on the page
 THREADS = 1  # of each arm
 SHOWN, SHOWN_SCORE, CELL = 8, 0.5, 256  # the first images of the test set; detections from this score on
 STAMP = ".quickstart"  # marks a folder that may be overwritten
@@ -91,10 +91,7 @@ def make_arm(method: str, place: Path, opts: list[str], cfg: CfgNode) -> Arm:
     words = ["tools/train_net.py", "--config-file", CONFIG, *opts]
     words += ["SEMI.METHOD", method, "OUTPUT_DIR", str(folder)]
     alone = steps if method == "supervised" else cfg.SEMI.BURN_IN
-    label = ARMS[method]
-    if method == "sed":
-        label = f"{label} ({preset_of(cfg) or 'own settings'})"
-    return Arm(label, [sys.executable, *words], folder, steps, alone)
+    return Arm(ARMS[method], [sys.executable, *words], folder, steps, alone)
 
 
 def evaluate(cfg: CfgNode, folder: Path, test: Dataset) -> tuple[dict[str, dict[str, float]], list[dict]]:

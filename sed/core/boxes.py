@@ -10,6 +10,9 @@ from torch import Tensor
 
 from sed.core.structures import Size
 
+BoxCoderWeights = tuple[float, float, float, float]  # of (dx, dy, log w, log h)
+UNIT_WEIGHTS: BoxCoderWeights = (1.0, 1.0, 1.0, 1.0)  # of a coder that does not weigh its deltas: RPN, RetinaNet
+
 
 def area(boxes: Tensor) -> Tensor:
     """Areas [..] of boxes [.., 4], in square pixels; a box with x1 <= x0 or y1 <= y0 has area 0."""
@@ -34,15 +37,20 @@ def giou_matrix(a: Tensor, b: Tensor) -> Tensor:
     return _ratio(inter, union) - _ratio(hull - union, hull)
 
 
-def giou(a: Tensor, b: Tensor) -> Tensor:
-    """Generalised IoU [..], in [-1, 1], of boxes a [.., 4] and b [.., 4], one with one."""
-    return giou_matrix(a[..., None, :], b[..., None, :])[..., 0, 0]
-
-
 def corners(boxes: Tensor) -> Tensor:
     """(x0, y0, x1, y1) of boxes [.., 4] given as (cx, cy, w, h)."""
     centre, half = boxes[..., :2], boxes[..., 2:] / 2
     return torch.cat((centre - half, centre + half), dim=-1)
+
+
+def encode_boxes(regions: Tensor, boxes: Tensor, weights: BoxCoderWeights) -> Tensor:
+    """Deltas [.., 4] that turn regions [.., 4] into boxes [.., 4], none of which may be without an extent.
+
+    Deltas are (dx / w, dy / h, log w, log h) times the weights, as both frameworks' box coders have them.
+    """
+    size, own = regions[..., 2:] - regions[..., :2], boxes[..., 2:] - boxes[..., :2]
+    shift = (boxes[..., :2] + boxes[..., 2:] - regions[..., :2] - regions[..., 2:]) / 2 / size
+    return torch.cat((shift, (own / size).log()), -1) * regions.new_tensor(weights)
 
 
 def scale_boxes(boxes: Tensor, factor: float) -> Tensor:

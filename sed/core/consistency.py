@@ -12,13 +12,12 @@ Shape shorthand: see `sed.core.structures`; t is the target's side, p the studen
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sed.core.box_terms import PAPER, UNIT, BoxTerm, Coder
 from sed.core.divergence import (
     bernoulli_disagreement,
     bernoulli_kl,
@@ -26,8 +25,11 @@ from sed.core.divergence import (
     categorical_kl,
     probabilities,
 )
+from sed.core.precision import at_least_float32
 from sed.core.reweighting import Reweight
 from sed.core.structures import DenseLevel, RegionPrediction
+
+BoxDistance = Callable[[Tensor, Tensor], Tensor]  # [.., 4] and [.., 4] -> [..]
 
 
 class ConsistencyLoss(NamedTuple):
@@ -41,8 +43,7 @@ def dense_consistency(
     pairs: Sequence[tuple[DenseLevel, DenseLevel]],
     reweight: Reweight,
     symmetric: bool,
-    box_term: BoxTerm = PAPER,
-    coder: Coder = UNIT,
+    distance: BoxDistance | None = None,
 ) -> ConsistencyLoss:
     """Eq. 3 or Eq. 2 over the anchors of all levels together (METHOD 3).
 
@@ -55,8 +56,7 @@ def dense_consistency(
         reweight: how the samples of D become a scalar.
         symmetric: False: Eq. 3, no gradient to the target's side. True: Eq. 2, both directions of D and the
             gradient of the box term to both sides; one histogram serves both directions, for g is the same.
-        box_term: its form.
-        coder: weights of the deltas.
+        distance: of the box term; None: `squared_error`, the paper's.
 
     Raises:
         ValueError: for no pair at all, or a pair of unequal shapes.
@@ -81,8 +81,8 @@ def dense_consistency(
 
     target_deltas = torch.cat([target.deltas for target, _ in pairs], 1)  # [N, A, 4]
     deltas = torch.cat([student.deltas for _, student in pairs], 1)  # [N, A, 4]
-    distance = box_term.of_deltas(target_deltas, deltas, coder, symmetric)  # [N, A]
-    box = torch.where(valid, distance, 0.0).sum() / valid.sum().clamp(min=1)
+    distances = box_distance(target_deltas, deltas, symmetric, distance)  # [N, A]
+    box = torch.where(valid, distances, 0.0).sum() / valid.sum().clamp(min=1)
     return ConsistencyLoss(cls, box)
 
 
@@ -91,8 +91,7 @@ def region_consistency(
     student: RegionPrediction,
     reweight: Reweight,
     symmetric: bool,
-    box_term: BoxTerm = PAPER,
-    coder: Coder = UNIT,
+    distance: BoxDistance | None = None,
 ) -> ConsistencyLoss:
     """Eq. 3 or Eq. 2 over the regions of the whole batch (METHOD 4).
 
@@ -106,8 +105,7 @@ def region_consistency(
         student: the same R regions.
         reweight: how the samples of D become a scalar.
         symmetric: as for `dense_consistency`.
-        box_term: its form.
-        coder: weights of the deltas.
+        distance: of the box term; None: `squared_error`, the paper's.
 
     Returns:
         The loss, 0 and differentiable where R = 0.
@@ -127,12 +125,28 @@ def region_consistency(
     g = categorical_disagreement(target.logits, student.logits)  # [R]
     cls = reweight(kl, g, torch.ones_like(kl, dtype=torch.bool))
 
-    distance = box_term.of_deltas(target.deltas, student.deltas, coder, symmetric)  # [R, K] or [R, 1]
+    distances = box_distance(target.deltas, student.deltas, symmetric, distance)  # [R, K] or [R, 1]
     with torch.no_grad():
         weights = probabilities(target.logits)[:, :-1]  # [R, K], background is the last
         if symmetric:
             weights = (weights + probabilities(student.logits)[:, :-1]) / 2
-        if distance.shape[1] == 1:
+        if distances.shape[1] == 1:
             weights = weights.sum(1, keepdim=True)  # [R, 1], foreground
-    box = (weights * distance).sum() / max(len(weights), 1)
+    box = (weights * distances).sum() / max(len(weights), 1)
     return ConsistencyLoss(cls, box)
+
+
+def squared_error(target: Tensor, student: Tensor) -> Tensor:
+    """|R_t - R_s|^2, the paper's box term, of four numbers [.., 4] each: [..]."""
+    return (target - student).square().sum(-1)
+
+
+def absolute_error(target: Tensor, student: Tensor) -> Tensor:
+    """The sum of the absolute differences, as detectors' own box losses have it."""
+    return (target - student).abs().sum(-1)
+
+
+def box_distance(target: Tensor, student: Tensor, symmetric: bool, distance: BoxDistance | None = None) -> Tensor:
+    """The box term before its mean: [..] of deltas or boxes [.., 4]; the target gets a gradient only in Eq. 2."""
+    target = at_least_float32(target if symmetric else target.detach())
+    return (distance or squared_error)(target, at_least_float32(student))

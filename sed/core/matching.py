@@ -19,9 +19,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from sed.core.box_terms import PAPER, BoxTerm
 from sed.core.boxes import corners, giou_matrix
-from sed.core.consistency import ConsistencyLoss
+from sed.core.consistency import ConsistencyLoss, box_distance
 from sed.core.divergence import bernoulli_disagreement, bernoulli_kl, categorical_disagreement, categorical_kl
 from sed.core.precision import at_least_float32
 from sed.core.reweighting import Reweight
@@ -84,7 +83,6 @@ def query_consistency(
     partners: Tensor,
     reweight: Reweight,
     symmetric: bool,
-    box_term: BoxTerm = PAPER,
 ) -> ConsistencyLoss:
     """Eq. 3 or Eq. 2 over the matched queries of all images (METHOD 5).
 
@@ -97,7 +95,6 @@ def query_consistency(
         partners: [N, Q] of `match_views`, target to student.
         reweight: how the samples of D become a scalar.
         symmetric: as for `sed.core.consistency.dense_consistency`.
-        box_term: its form.
 
     Raises:
         ValueError: for views of unequal shapes.
@@ -112,7 +109,7 @@ def query_consistency(
     if symmetric:
         kl = kl + divergence(logits, target.logits)
     cls = reweight(kl, disagreement(target.logits, logits), torch.ones_like(kl, dtype=torch.bool))
-    distance = box_term.of_boxes(target.boxes, boxes, symmetric)  # [N, Q]
+    distance = box_distance(target.boxes, boxes, symmetric)  # [N, Q]
     return ConsistencyLoss(cls, distance.sum() / max(distance.numel(), 1))
 
 

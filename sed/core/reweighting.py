@@ -17,46 +17,38 @@ import math
 from collections.abc import Callable
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from sed.core.precision import at_least_float32
 
 Reweight = Callable[[Tensor, Tensor, Tensor], Tensor]
+# The counts of a process -> those of all processes together, and how many processes there are
+SumOverProcesses = Callable[[Tensor], tuple[Tensor, int]]
 
 KINDS = ("histogram", "none", "ohem", "focal")
 LANES = 4096  # columns that share the counting, see `_count`
 
 
-def make_reweight(
-    kind: str,
-    *,
-    bins: int,
-    ohem_fraction: float,
-    focal_gamma: float,
-    over_processes: bool = False,
-    momentum: float = 0.0,
-) -> Reweight:
-    """The `Reweight` of a name: "histogram" (Eq. 5), "none" (plain mean), "ohem" or "focal".
+def make_reweight(kind: str, bins: int = 10, sum_over_processes: SumOverProcesses | None = None) -> Reweight:
+    """The `Reweight` of a name: "histogram" (Eq. 5), "none" (plain mean), "ohem" or "focal" (Tab. 10).
 
-    With momentum > 0 a histogram is a module with a state of its own: make one a term.
+    Args:
+        kind: the name.
+        bins: M of Eq. 5.
+        sum_over_processes: see `histogram`.
 
     Raises:
-        ValueError: for another name or a parameter out of its range.
+        ValueError: for another name, or bins < 1.
     """
     if kind == "histogram":
-        return RunningHistogram(bins, momentum, over_processes) if momentum else histogram(bins, over_processes)
-    if kind == "none":
-        return mean()
-    if kind == "ohem":
-        return ohem(ohem_fraction)
-    if kind == "focal":
-        return focal(focal_gamma)
-    raise ValueError(f"re-weighting: expected one of {', '.join(KINDS)}, got {kind!r}")
+        return histogram(bins, sum_over_processes)
+    if kind not in KINDS:
+        raise ValueError(f"re-weighting: expected one of {', '.join(KINDS)}, got {kind!r}")
+    return {"none": mean, "ohem": ohem, "focal": focal}[kind]()
 
 
-def histogram(bins: int, over_processes: bool = False) -> Reweight:
+def histogram(bins: int, sum_over_processes: SumOverProcesses | None = None) -> Reweight:
     """Eq. 5: L = 1/M sum_i KL_i / R_idx(g_i), idx = min(floor(g M), M - 1), R_j samples in bin j.
 
     A bin weighs as a whole what one sample weighs in a mean of M: the few large disagreements are not drowned
@@ -65,55 +57,25 @@ def histogram(bins: int, over_processes: bool = False) -> Reweight:
 
     Args:
         bins: M >= 1.
-        over_processes: count the samples of all processes together, so that the mean of the processes' losses is the
-            loss of their whole batch; otherwise each counts its own. All must call it equally often.
+        sum_over_processes: counts the samples of all processes together, so that the mean of the processes' losses is
+            the loss of their whole batch; all must call it equally often. None: each process counts its own.
     """
     if bins < 1:
         raise ValueError(f"histogram re-weighting: expected bins (M) >= 1, got {bins}")
 
     def reweight(kl: Tensor, g: Tensor, mask: Tensor) -> Tensor:
         with torch.no_grad():
-            index, counts, processes = _bins_of(g, mask, bins, over_processes)
+            # clamped on both sides: a NaN turns into an index too, and must not become one out of range
+            index = (at_least_float32(g) * bins).long().clamp_(0, bins - 1)
+            index = torch.where(mask, index, bins)  # bin M: what does not count
+            counts, processes = _count(index, bins + 1), 1
+            if sum_over_processes is not None:
+                counts, processes = sum_over_processes(counts)
             share = processes / (bins * counts.clamp(min=1)).to(at_least_float32(kl).dtype)  # [M + 1], 1 / (M R_j)
             weights = share[index]
         return _masked_sum(at_least_float32(kl), weights, mask)
 
     return reweight
-
-
-class RunningHistogram(nn.Module):
-    """Eq. 5 with R_j a moving average over steps, as GHM has it (https://arxiv.org/abs/1811.05181) [D].
-
-    R_j <- momentum R_j + (1 - momentum) count_j, where the step has samples in bin j, and R_j starts as its first
-    count; a bin that is empty in a step keeps its R_j, as in GHM's own code.
-
-    Args:
-        bins: M >= 1.
-        momentum: in [0, 1); 0 is `histogram`.
-        over_processes: as there. Without it each process keeps its own.
-    """
-
-    counts: Tensor
-
-    def __init__(self, bins: int, momentum: float, over_processes: bool = False) -> None:
-        super().__init__()
-        if bins < 1 or not 0.0 <= momentum < 1.0:
-            raise ValueError(
-                f"histogram re-weighting: expected bins (M) >= 1 and a momentum in [0, 1), got {bins} and {momentum}"
-            )
-        self.bins, self.momentum, self.over_processes = bins, momentum, over_processes
-        self.register_buffer("counts", torch.zeros(bins + 1))  # the last: what does not count
-
-    def forward(self, kl: Tensor, g: Tensor, mask: Tensor) -> Tensor:
-        """See the module."""
-        with torch.no_grad():
-            index, counts, processes = _bins_of(g, mask, self.bins, self.over_processes)
-            now = counts.to(self.counts.dtype)
-            mixed = torch.where(self.counts > 0, torch.lerp(now, self.counts, self.momentum), now)
-            self.counts.copy_(torch.where(now > 0, mixed, self.counts))
-            share = processes / (self.bins * self.counts.clamp(min=1e-6)).to(at_least_float32(kl).dtype)
-            weights = share[index]
-        return _masked_sum(at_least_float32(kl), weights, mask)
 
 
 def mean() -> Reweight:
@@ -125,7 +87,7 @@ def mean() -> Reweight:
     return reweight
 
 
-def ohem(fraction: float) -> Reweight:
+def ohem(fraction: float = 0.1) -> Reweight:
     """Online hard example mining: the mean over the `fraction` of samples with the largest KL, at least one.
 
     Args:
@@ -145,7 +107,7 @@ def ohem(fraction: float) -> Reweight:
     return reweight
 
 
-def focal(gamma: float) -> Reweight:
+def focal(gamma: float = 2.0) -> Reweight:
     """Focal modulation with a soft target: mean of g^gamma KL, g a constant.
 
     Args:
@@ -165,18 +127,6 @@ def _masked_sum(values: Tensor, weights: Tensor | None, mask: Tensor) -> Tensor:
     """Sum of values x weights where mask; what does not count may be anything, also NaN, in value."""
     weighted = values if weights is None else values * weights
     return torch.where(mask, weighted, 0.0).sum()
-
-
-def _bins_of(g: Tensor, mask: Tensor, bins: int, over_processes: bool) -> tuple[Tensor, Tensor, int]:
-    """The bin of each sample, M for those that do not count; samples a bin [M + 1]; how many processes they are of."""
-    # clamped on both sides: a NaN turns into an index too, and must not become one out of range
-    index = (at_least_float32(g) * bins).long().clamp_(0, bins - 1)
-    index = torch.where(mask, index, bins)
-    counts = _count(index, bins + 1)
-    if over_processes and dist.is_initialized():
-        dist.all_reduce(counts)
-        return index, counts, dist.get_world_size()
-    return index, counts, 1
 
 
 def _count(index: Tensor, bins: int) -> Tensor:

@@ -72,7 +72,9 @@ def pair_levels(full: DensePrediction, small: DensePrediction, s: int) -> list[L
         ValueError: where no pair exists, where paired grids differ, or where the anchors of a single map are unknown
             or have no partner.
     """
-    if s and len(full.levels) == 1 and len(small.levels) == 1:
+    if s == 0:
+        pairs = list(zip(full.levels, small.levels, strict=True))
+    elif len(full.levels) == 1 and len(small.levels) == 1:
         one, other = full.levels[0], small.levels[0]
         found = _pair_anchors(one, other, s)
         pairs = [(_pool(_pick(one, [i for i, _ in found]), s), _pick(other, [j for _, j in found]))]

@@ -86,7 +86,8 @@ def load_config(path: str | Path | None = None, overrides: list[str] | tuple[str
     stock = dict(leaves(detectron2_cfg()))
     choices = {key: values for key, values in ours.CHOICES.items() if key not in stock}
     choices["SOLVER.CLIP_GRADIENTS.CLIP_TYPE"] = ours.CHOICES["SOLVER.CLIP_GRADIENTS.CLIP_TYPE"]
-    config.load_config(path, overrides, defaults=cfg, choices=choices)
+    limits = {key: values for key, values in ours.LIMITS.items() if key not in stock}
+    config.load_config(path, overrides, defaults=cfg, choices=choices, limits=limits)
     _resolve(cfg, from_zoo=bool(base))
     _adopt(cfg, {key for _, values in layers for key, _ in leaves(values)} | set(overrides[::2]))
     return cfg

@@ -40,7 +40,7 @@ from sed.d2.voc import VOCEvaluator
 from sed.detectors.base import Detector
 from sed.detectors.detr import NotADetrError
 from sed.methods.base import Method
-from sed.methods.build import method_from_keys
+from sed.methods.build import method_from_config
 from sed.runtime.guards import diverged
 from sed.runtime.rng import rng_state, set_rng_state
 
@@ -173,7 +173,7 @@ class SemiSupervisedTrainer(DefaultTrainer):
                 f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}: set it to ScaleConsistentRCNN, "
                 "ScaleConsistentRetinaNet or ScaleConsistentDETR (or to a subclass of your own)"
             )
-        return SemiSupervisedModel(method_from_keys(cfg, student).to(cfg.MODEL.DEVICE))
+        return SemiSupervisedModel(method_from_config(cfg, student).to(cfg.MODEL.DEVICE))
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

@@ -24,7 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sed.core.box_terms import UNIT, Coder
+from sed.core.boxes import UNIT_WEIGHTS, BoxCoderWeights
 from sed.core.structures import (
     DensePrediction,
     Detections,
@@ -93,7 +93,9 @@ class Detector(nn.Module, ABC):
     heads: frozenset[Head]
     num_classes: int
     size_divisibility: int
-    box_coder_weights: Mapping[Head, Coder] = MappingProxyType({"dense": UNIT, "region": UNIT})
+    box_coder_weights: Mapping[Head, BoxCoderWeights] = MappingProxyType(
+        {"dense": UNIT_WEIGHTS, "region": UNIT_WEIGHTS}
+    )
 
     @abstractmethod
     def supervised_losses(self, batch: LabeledBatch) -> dict[str, Tensor]:

@@ -15,6 +15,14 @@ from sed.detectors.backbones import SmallFPN, resnet_fpn
 from sed.detectors.base import Detector
 from sed.detectors.detr import QueryDetector
 from sed.detectors.torchvision_models import TorchvisionDetector, TorchvisionRCNN, TorchvisionRetinaNet
+from sed.options.model import ModelOptions
+from sed.options.solver import Test
+
+_M = ModelOptions()  # the one home of these defaults
+
+
+def _tuples(rows: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:
+    return tuple(map(tuple, rows))
 
 
 @dataclass(frozen=True)
@@ -47,27 +55,32 @@ class DetectorSpec:
     """
 
     architecture: str = "rcnn"
-    num_classes: int = 80
+    num_classes: int = _M.roi_heads.num_classes
     backbone: str = "resnet"
-    depth: int = 50
-    norm: str = "FrozenBN"
-    freeze_at: int = 2
-    fpn_channels: int = 256
-    anchor_sizes: Sequence[Sequence[float]] = ((32,), (64,), (128,), (256,), (512,))
-    aspect_ratios: Sequence[Sequence[float]] = ((0.5, 1.0, 2.0),)
-    pixel_mean: Sequence[float] = (123.675, 116.28, 103.53)
-    pixel_std: Sequence[float] = (58.395, 57.12, 57.375)
-    rpn_topk: tuple[int, int, int, int] = (2000, 1000, 1000, 1000)
-    rpn_nms: float = 0.7
-    rpn_batch: int = 256
-    region_batch: int = 512
-    fc_dim: int = 1024
-    pool_resolution: int = 7
-    pool_sampling: int = 2
-    score_threshold: float = 0.05
-    nms_threshold: float = 0.5
-    detections: int = 100
-    dense_topk: int = 1000
+    depth: int = _M.resnets.depth
+    norm: str = _M.resnets.norm
+    freeze_at: int = _M.backbone.freeze_at
+    fpn_channels: int = _M.fpn.out_channels
+    anchor_sizes: Sequence[Sequence[float]] = _tuples(_M.anchor_generator.sizes)
+    aspect_ratios: Sequence[Sequence[float]] = _tuples(_M.anchor_generator.aspect_ratios)
+    pixel_mean: Sequence[float] = tuple(_M.pixel_mean)
+    pixel_std: Sequence[float] = tuple(_M.pixel_std)
+    rpn_topk: tuple[int, int, int, int] = (
+        _M.rpn.pre_nms_topk_train,
+        _M.rpn.pre_nms_topk_test,
+        _M.rpn.post_nms_topk_train,
+        _M.rpn.post_nms_topk_test,
+    )
+    rpn_nms: float = _M.rpn.nms_thresh
+    rpn_batch: int = _M.rpn.batch_size_per_image
+    region_batch: int = _M.roi_heads.batch_size_per_image
+    fc_dim: int = _M.roi_box_head.fc_dim
+    pool_resolution: int = _M.roi_box_head.pooler_resolution
+    pool_sampling: int = _M.roi_box_head.pooler_sampling_ratio
+    score_threshold: float = _M.roi_heads.score_thresh_test
+    nms_threshold: float = _M.roi_heads.nms_thresh_test
+    detections: int = Test.detections_per_image
+    dense_topk: int = _M.retinanet.topk_candidates_test
 
 
 def wrap(model: nn.Module) -> Detector:
@@ -109,7 +122,7 @@ def build_detector(spec: DetectorSpec) -> TorchvisionDetector:
             f"MODEL.ANCHOR_GENERATOR.SIZES has {len(spec.anchor_sizes)} lists; this backbone has {levels} levels"
         )
     ratios = spec.aspect_ratios if len(spec.aspect_ratios) > 1 else list(spec.aspect_ratios) * levels
-    anchors = AnchorGenerator(tuple(map(tuple, spec.anchor_sizes)), tuple(map(tuple, ratios)))
+    anchors = AnchorGenerator(_tuples(spec.anchor_sizes), _tuples(ratios))
     common = {
         "image_mean": [v / 255 for v in spec.pixel_mean],
         "image_std": [v / 255 for v in spec.pixel_std],

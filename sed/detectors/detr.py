@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from sed.core.boxes import clip_boxes, corners
 from sed.core.structures import Detections, Images, LabeledBatch, QueryPrediction, Size, Targets
 from sed.detectors.base import Detector, Features, check_sides, normalize, valid_pixels
+from sed.options.solver import Test
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB, 0..255
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -76,7 +77,7 @@ class QueryDetector(Detector):
         model: nn.Module,
         pixel_mean: Sequence[float] = IMAGENET_MEAN,
         pixel_std: Sequence[float] = IMAGENET_STD,
-        detections: int = 100,
+        detections: int = Test.detections_per_image,
     ) -> None:
         super().__init__()
         if not isinstance(model, nn.Module):

@@ -18,6 +18,8 @@ from torch import nn
 
 from sed.detectors.detr import QueryDetector
 from sed.detectors.weights import WeightsError, check_fits, imagenet_resnet, no_progress_bars, read_state_dict
+from sed.options.model import Backbone
+from sed.options.solver import Test
 
 log = logging.getLogger(__name__)
 CONFIG_KEY = "MODEL.DETR.CONFIG"
@@ -39,8 +41,8 @@ def build_detr(
     num_classes: int,
     pixel_mean: Sequence[float],
     pixel_std: Sequence[float],
-    detections: int = 100,
-    freeze_at: int = 2,
+    detections: int = Test.detections_per_image,
+    freeze_at: int = Backbone.freeze_at,
 ) -> QueryDetector:
     """A detector of the family with fresh weights: `build_model` in its adapter.
 
@@ -59,7 +61,7 @@ def build_detr(
     return QueryDetector(build_model(source, num_classes, freeze_at), pixel_mean, pixel_std, detections)
 
 
-def build_model(source: str, num_classes: int, freeze_at: int = 2) -> nn.Module:
+def build_model(source: str, num_classes: int, freeze_at: int = Backbone.freeze_at) -> nn.Module:
     """The `transformers` model that `source` describes, with fresh weights.
 
     Args:

@@ -18,7 +18,7 @@ from sed.detectors.export import save_stock
 from sed.engine import build, checkpoint
 from sed.engine.logging import setup_logging
 from sed.evaluation.coco import Results, detect_all, format_table
-from sed.methods.build import method_from_keys
+from sed.methods.build import method_from_config
 from sed.runtime.checkpoint_files import checkpoints
 from sed.runtime.guards import Counters
 from sed.runtime.launch import rank, world_size
@@ -72,7 +72,7 @@ def train(cfg: CfgNode, resume: bool = False) -> Counters:
         log.warning("DATASETS.TEST is empty: nothing is evaluated and no best teacher is kept")
     _seed(cfg.SEED)  # the same weights in every process
     student = build.build_student(cfg, cfg.MODEL.WEIGHTS if last is None else "")
-    method = method_from_keys(cfg, student).to(device)
+    method = method_from_config(cfg, student).to(device)
     trainer = build.build_trainer(cfg, method, data, device, folder)
     _seed(cfg.SEED * 1009 + rank())  # other random numbers in every process
     if last is not None:

@@ -11,9 +11,9 @@ A driver (a plain loop, Detectron2's trainers, DDP around the method) does, for 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -22,37 +22,36 @@ from sed.core.schedules import ema_rate, ramp
 from sed.core.structures import LabeledBatch, UnlabeledBatch
 from sed.core.teacher import Teacher
 from sed.detectors.base import Detector
+from sed.options.methods import EMA, SemiOptions
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """When the teacher starts and how fast it follows (METHOD 7).
+    """When the teacher starts and how fast it follows (docs/method.md, section 7).
 
     Attributes:
         burn_in: supervised steps; until then the teacher is a copy of the student.
-        ramp_steps: steps over which the unsupervised weights rise after burn-in; 0: at once.
-        ema_policy: "step" (ema_start, then ema_end from first_drop), "cosine" or "constant" (ema_start).
-        ema_start: the rate a in [0, 1].
-        ema_end: the rate after the first drop, or at the end of the cosine.
-        first_drop: step of the first learning-rate drop.
         max_iter: steps of the whole run.
+        first_drop: step of the first learning-rate drop.
+        ramp_steps: steps over which the unsupervised weights rise after burn-in; 0: at once.
+        ema: the rate a of Eq. 4.
+        seed: of what a step draws.
     """
 
     burn_in: int
     max_iter: int
     first_drop: int
-    ramp_steps: int = 0
-    ema_policy: str = "step"
-    ema_start: float = 0.99
-    ema_end: float = 0.9
+    ramp_steps: int = SemiOptions.ramp_steps
+    ema: EMA = field(default_factory=EMA)
+    seed: int = 0
 
     def ema_rate(self, step: int) -> float:
-        """A of Eq. 4 after `step`."""
+        """The rate a of Eq. 4 after `step`."""
         return ema_rate(
             step,
-            policy=self.ema_policy,
-            start=self.ema_start,
-            end=self.ema_end,
+            policy=self.ema.policy,
+            start=self.ema.start,
+            end=self.ema.end,
             first_drop=self.first_drop,
             max_iter=self.max_iter,
             burn_in=self.burn_in,
@@ -81,8 +80,21 @@ def statistics_kept(model: nn.Module) -> Iterator[None]:
 
 
 def full_precision(tensor: Tensor) -> AbstractContextManager[None]:
-    """Autocast off on the device of `tensor`: for a teacher whose boxes become labels (METHOD 7)."""
+    """Autocast off on the device of `tensor`: for a teacher whose boxes become ground truth."""
     return torch.autocast(tensor.device.type, enabled=False)
+
+
+@torch.no_grad()
+def count_confident(logits: Iterable[Tensor], softmax: bool) -> Tensor:
+    """How many of the teacher's predictions have a foreground class with a probability of at least 1/2.
+
+    Args:
+        logits: tensors [.., C] of one head.
+        softmax: background last; else each logit is a sigmoid's.
+    """
+    if softmax:
+        return torch.stack([(x.softmax(-1)[..., :-1].amax(-1) >= 0.5).sum() for x in logits]).sum()
+    return torch.stack([(x.amax(-1) >= 0).sum() for x in logits]).sum()
 
 
 class Method(nn.Module, ABC):
@@ -91,7 +103,9 @@ class Method(nn.Module, ABC):
     Attributes:
         student: the detector that the optimizer trains.
         teacher: its moving average, always in eval mode, never in the optimizer; `.module` is the detector.
-        metrics: what the last forward saw besides losses, detached, for logging only.
+        metrics: what the last forward saw besides losses, detached, for logging only. "teacher_positives" is the number
+            of predictions of the teacher in this step that it is confident of: of its detections those that are
+            pseudo-labels; where a method has none, the predictions of the last head that `count_confident` counts.
     """
 
     uses_unlabeled = True

@@ -1,79 +1,80 @@
-"""Methods by the names of SEMI.METHOD."""
+"""Methods by the names of SEMI.METHOD, and the method that a config describes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from sed.core.reweighting import SumOverProcesses
 from sed.detectors.base import Detector
 from sed.methods.base import Method, Schedule
-from sed.methods.pseudo_label import PseudoLabel, PseudoLabelOptions
-from sed.methods.sed import SED, SEDOptions
+from sed.methods.pseudo_label import PseudoLabel
+from sed.methods.sed import SED
+from sed.methods.sed_plus import SEDPlus
 from sed.methods.supervised import Supervised
+from sed.options import from_section
+from sed.options.methods import METHODS, PseudoLabelOptions, SEDOptions, SEDPlusOptions, SemiOptions
+
+# name -> class, class of its options, section of the config
+_KINDS: dict[str, tuple[type, type, str]] = {
+    "pseudo_label": (PseudoLabel, PseudoLabelOptions, "PSEUDO_LABEL"),
+    "sed": (SED, SEDOptions, "SED"),
+    "sed_plus": (SEDPlus, SEDPlusOptions, "SED_PLUS"),
+}
 
 
 def build_method(
     name: str,
     student: Detector,
     schedule: Schedule,
-    sed: SEDOptions | None = None,
-    pseudo_label: PseudoLabelOptions | None = None,
+    options: SEDOptions | SEDPlusOptions | PseudoLabelOptions | None = None,
+    sum_over_processes: SumOverProcesses | None = None,
 ) -> Method:
-    """The method around `student`; `name` is "supervised", "sed" or "pseudo_label"."""
-    if name == "supervised":
-        return Supervised(student, schedule)
-    if name == "sed":
-        return SED(student, schedule, sed or SEDOptions())
-    if name == "pseudo_label":
-        return PseudoLabel(student, schedule, pseudo_label or PseudoLabelOptions())
-    raise ValueError(f"unknown method {name!r}: expected supervised, sed or pseudo_label")
-
-
-def method_from_keys(config: Mapping[str, Any], student: Detector) -> Method:
-    """The method that the keys of both engines' configs describe.
+    """The method of a name around `student`.
 
     Args:
-        config: the sections SEMI, SED, PSEUDO_LABEL and SOLVER (`sed.config` lists their keys) as mappings.
+        name: of SEMI.METHOD.
         student: the detector that is trained.
+        schedule: see there.
+        options: of that method; None: its defaults.
+        sum_over_processes: see `SED`.
+
+    Raises:
+        ValueError: for another name, or options of another method.
     """
-    semi, sed, solver, pseudo = (config[section] for section in ("SEMI", "SED", "SOLVER", "PSEUDO_LABEL"))
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}: expected one of {', '.join(METHODS)}")
+    if name == "supervised":
+        return Supervised(student, schedule)
+    kind, kind_of_options, _ = _KINDS[name]
+    if options is not None and not isinstance(options, kind_of_options):
+        raise ValueError(f"method {name!r}: expected {kind_of_options.__name__}, got {type(options).__name__}")
+    more = {"sum_over_processes": sum_over_processes} if kind is SED else {}
+    return kind(student, schedule, options, **more)
+
+
+def method_from_config(
+    config: Mapping[str, Any], student: Detector, sum_over_processes: SumOverProcesses | None = None
+) -> Method:
+    """The method that a config of either engine describes.
+
+    Args:
+        config: SEED and the sections SEMI, SOLVER and that of the method (docs/options.md) as mappings.
+        student: the detector that is trained.
+        sum_over_processes: see `SED`.
+    """
+    semi, solver = from_section(SemiOptions, config["SEMI"]), config["SOLVER"]
     drops = solver["STEPS"] if solver["LR_SCHEDULER_NAME"] == "WarmupMultiStepLR" else ()
     schedule = Schedule(
-        burn_in=semi["BURN_IN"],
+        burn_in=semi.burn_in,
         max_iter=solver["MAX_ITER"],
         first_drop=min(drops, default=solver["MAX_ITER"]),
-        ramp_steps=semi["RAMP_STEPS"],
-        ema_policy=semi["EMA"]["POLICY"],
-        ema_start=semi["EMA"]["START"],
-        ema_end=semi["EMA"]["END"],
+        ramp_steps=semi.ramp_steps,
+        ema=semi.ema,
+        seed=config["SEED"],
     )
-    options = SEDOptions(
-        lambda_scale=sed["LAMBDA_SCALE"],
-        lambda_distill=sed["LAMBDA_DISTILL"],
-        distill_target=sed["DISTILL_TARGET"],
-        threshold=sed["THRESHOLD"],
-        temperature=sed["TEMPERATURE"],
-        top_mass=sed["TOP_MASS"],
-        scale_target=sed["SCALE_TARGET"],
-        scale_source=sed["SCALE_SOURCE"],
-        small_view=sed["SMALL_VIEW"],
-        max_scale=sed["MAX_SCALE"],
-        regions_per_view=sed["REGIONS_PER_VIEW"],
-        lambda_iou=sed["LAMBDA_IOU"],
-        box_weight=sed["BOX"]["WEIGHT"],
-        box_kind=sed["BOX"]["KIND"],
-        reweight=sed["REWEIGHT"]["KIND"],
-        reweight_scale=sed["REWEIGHT"]["SCALE_TERM"],
-        bins=sed["REWEIGHT"]["BINS"],
-        momentum=sed["REWEIGHT"]["MOMENTUM"],
-        over_processes=sed["REWEIGHT"]["OVER_PROCESSES"],
-        ohem_fraction=sed["REWEIGHT"]["OHEM_FRACTION"],
-        focal_gamma=sed["REWEIGHT"]["FOCAL_GAMMA"],
-    )
-    labels = PseudoLabelOptions(
-        threshold=pseudo["THRESHOLD"],
-        weight=pseudo["WEIGHT"],
-        box_loss=pseudo["BOX_LOSS"],
-        half_size=pseudo["HALF_SIZE"],
-    )
-    return build_method(semi["METHOD"], student, schedule, options, labels)
+    options = None
+    if semi.method in _KINDS:
+        _, kind, section = _KINDS[semi.method]
+        options = from_section(kind, config[section])
+    return build_method(semi.method, student, schedule, options, sum_over_processes)

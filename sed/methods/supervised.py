@@ -1,4 +1,4 @@
-"""The control: labelled images only, everything else equal (same steps, same augmentation, same teacher average)."""
+"""The supervised baseline: labelled images only, all else as in the other methods (steps, augmentation, teacher)."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ class Supervised(Method):
     uses_unlabeled = False
 
     def forward(self, labeled: LabeledBatch, unlabeled: UnlabeledBatch | None, step: int) -> dict[str, Tensor]:
-        """See `Method.forward`; `unlabeled` is not looked at."""
+        """See `Method.forward`; `unlabeled` is not used."""
         return self.supervised(labeled)

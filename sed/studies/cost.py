@@ -31,7 +31,7 @@ from sed.data.mapper import Mapper, read_image
 from sed.detectors.build import DetectorSpec, build_detector
 from sed.methods.base import Method, Schedule
 from sed.methods.build import build_method
-from sed.methods.sed import SEDOptions
+from sed.options.methods import SEDOptions
 
 
 class Row(NamedTuple):
@@ -78,7 +78,12 @@ def step_cost(setting: Setting) -> list[Row]:
         torch.manual_seed(0)
         before = _reset_peak(device)
         detector = build_detector(DetectorSpec(depth=setting.depth))
-        method = build_method(name, detector, Schedule(0, 100, 90), sed=SEDOptions(regions_per_view=setting.regions))
+        method = build_method(
+            name,
+            detector,
+            Schedule(0, 100, 90),
+            SEDOptions(regions_per_view=setting.regions) if name == "sed" else None,
+        )
         method.to(device).train()
         optimizer = torch.optim.SGD((p for p in detector.parameters() if p.requires_grad), lr=1e-5, momentum=0.9)
 

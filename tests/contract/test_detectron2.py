@@ -15,7 +15,7 @@ from sed.d2 import ScaleConsistentRCNN, add_sed_config
 from sed.d2.config import load_config, stock_config
 from sed.methods.base import Schedule
 from sed.methods.build import build_method
-from sed.methods.sed import SEDOptions
+from sed.options.methods import SEDOptions
 from tests.reference.detectors import make_images, make_labeled, make_unlabeled
 from tests.reference.detectron2_case import ALL, OVERRIDES, Detectron2Case
 
@@ -111,7 +111,7 @@ def test_a_users_subclass_keeps_the_names_of_its_losses():
     detector = build("d2_small_rcnn", "MODEL.META_ARCHITECTURE", "RCNNWithAnAuxiliaryLoss").train()
     assert type(detector) is RCNNWithAnAuxiliaryLoss
     method = build_method(
-        "sed", detector, Schedule(burn_in=2, max_iter=10, first_drop=8), sed=SEDOptions(regions_per_view=8)
+        "sed", detector, Schedule(burn_in=2, max_iter=10, first_drop=8), SEDOptions(regions_per_view=8)
     ).train()
     losses = method(make_labeled(), make_unlabeled(), 5)
     assert losses["sup/loss_auxiliary"] == 0.5

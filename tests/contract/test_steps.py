@@ -15,8 +15,7 @@ import torch
 from sed.core.teacher import Teacher
 from sed.methods.base import Schedule
 from sed.methods.build import build_method
-from sed.methods.pseudo_label import PseudoLabelOptions
-from sed.methods.sed import SEDOptions
+from sed.options.methods import PseudoLabelOptions, SEDOptions, SEDPlusOptions
 from tests.reference.cases import two_stage
 from tests.reference.detectors import answers, make_images, make_labeled, make_unlabeled
 
@@ -121,23 +120,20 @@ def test_a_teacher_is_a_detector_of_its_own(case, detector):
 
 
 METHODS = {
-    "sed": ("sed", {"sed": SEDOptions(regions_per_view=8)}),
-    "sed_anchored": ("sed", {"sed": SEDOptions(regions_per_view=8, scale_target="teacher")}),
-    "sed_plus": (
-        "sed",
-        {"sed": SEDOptions(distill_target="objects", threshold=0.0, box_kind="l1")},
-    ),
-    "pseudo_label": ("pseudo_label", {"pseudo_label": PseudoLabelOptions(threshold=0.0, box_loss=True)}),
+    "sed": ("sed", SEDOptions(regions_per_view=8)),
+    "sed_anchored": ("sed", SEDOptions(regions_per_view=8, scale_target="teacher")),
+    "sed_plus": ("sed_plus", SEDPlusOptions(threshold=0.0)),
+    "pseudo_label": ("pseudo_label", PseudoLabelOptions(threshold=0.0, box_loss=True)),
 }
 BOTH = ("scale", "distill")
-TERMS = {"sed": BOTH, "sed_anchored": BOTH, "sed_plus": BOTH, "pseudo_label": ("pseudo",)}
+TERMS = {"sed": BOTH, "sed_anchored": BOTH, "sed_plus": ("pseudo", "pseudo_half"), "pseudo_label": ("pseudo",)}
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_one_step_of_a_method(case, detector, name):
     """Every term of it is there, finite and at work; every weight learns; the teacher follows."""
     kind, options = METHODS[name]
-    method = build_method(kind, detector, SCHEDULE, **options).train()
+    method = build_method(kind, detector, SCHEDULE, options).train()
     optimizer = torch.optim.SGD([p for p in detector.parameters() if p.requires_grad], lr=1e-4)
     torch.manual_seed(11)
     losses = method(make_labeled(), make_unlabeled(), 5)
@@ -145,7 +141,7 @@ def test_one_step_of_a_method(case, detector, name):
     assert sorted(losses) == sorted(f"{term}/{part}" for term in ("sup", *TERMS[name]) for part in parts)
     for key, loss in losses.items():
         assert torch.isfinite(loss), key
-        assert loss > 0 or key.startswith("pseudo/"), key  # a pseudo-label of no size matches no anchor
+        assert loss > 0 or key.startswith("pseudo"), key  # a pseudo-label of no size matches no anchor
     sum(losses.values()).backward()
     for key, weight in detector.named_parameters():
         expected = weight.requires_grad and not matches(key, case.untrained)
@@ -162,7 +158,7 @@ def test_the_unsupervised_terms_alone_reach_every_weight(case, detector):
 
     Which weights only labelled images train, the case says; no more and no fewer.
     """
-    method = build_method("sed", detector, SCHEDULE, **METHODS["sed"][1]).train()
+    method = build_method("sed", detector, SCHEDULE, METHODS["sed"][1]).train()
     losses = method(make_labeled(), make_unlabeled(), 5)
     trainable = {key for key, weight in detector.named_parameters() if weight.requires_grad}
     never = {key for key in trainable if matches(key, case.untrained)}
@@ -183,7 +179,7 @@ def test_the_unsupervised_terms_alone_reach_every_weight(case, detector):
 
 
 def test_autocast_trains_in_bf16(case, detector):
-    method = build_method("sed", detector, SCHEDULE, **METHODS["sed"][1]).train()
+    method = build_method("sed", detector, SCHEDULE, METHODS["sed"][1]).train()
     # 64 pixels would do but for PyTorch: on CPU, a 3 x 3 convolution of stride 2 on a map of 1 x 1 (P7) leaves parts
     # of its bf16 weight gradient unset
     sizes = ((128, 128), (100, 120))

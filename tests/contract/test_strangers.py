@@ -26,7 +26,6 @@ from sed.detectors import wrap
 from sed.detectors.detr import NotADetrError, QueryDetector
 from sed.methods.base import Schedule
 from sed.methods.build import build_method
-from sed.methods.sed import SEDOptions
 from tests.reference.detectors import make_images, make_labeled, make_unlabeled
 from tests.reference.transformers_case import DETR, HGNET, HYBRID
 
@@ -109,8 +108,7 @@ def test_a_class_that_behaves_works_without_registration(make, kind):
     detector = wrap(make())
     assert (detector.num_classes, detector.num_queries, detector.size_divisibility) == (K, Q, 32)
     assert not detector.reads_mask
-    options = {"sed": SEDOptions()} if kind == "sed" else {}
-    method = build_method(kind, detector, Schedule(burn_in=0, max_iter=4, first_drop=4), **options).train()
+    method = build_method(kind, detector, Schedule(burn_in=0, max_iter=4, first_drop=4)).train()
     optimizer = torch.optim.SGD(detector.parameters(), lr=0.01)
     for step in range(2):
         losses = method(make_labeled(), make_unlabeled(), step)

@@ -16,7 +16,7 @@ KINDS = ["histogram", "none", "ohem", "focal"]
 
 
 def reweight_of(kind):
-    return make_reweight(kind, bins=10, ohem_fraction=0.3, focal_gamma=2.0)
+    return make_reweight(kind, bins=10)
 
 
 def logit(*probabilities):

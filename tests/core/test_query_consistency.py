@@ -18,7 +18,7 @@ from tests.reference.queries import orders, random_queries, reorder
 LITERAL = {
     "histogram": lambda kl, g: equations.equation_5(kl, g, 10),
     "none": equations.plain_mean,
-    "ohem": lambda kl, g: equations.hard_examples(kl, g, 0.3),
+    "ohem": lambda kl, g: equations.hard_examples(kl, g, 0.1),
     "focal": lambda kl, g: equations.focal_modulation(kl, g, 2.0),
 }
 KINDS = pytest.mark.parametrize("kind", sorted(LITERAL))
@@ -27,7 +27,7 @@ SIDES = pytest.mark.parametrize("symmetric", [True, False], ids=["eq2", "eq3"])
 
 
 def reweight_of(kind):
-    return make_reweight(kind, bins=10, ohem_fraction=0.3, focal_gamma=2.0)
+    return make_reweight(kind, bins=10)
 
 
 def two_views(softmax, seed=0, images=2, dtype=torch.float64):

@@ -23,7 +23,7 @@ from sed.detectors.export import save_stock
 from sed.detectors.weights import WeightsError
 from sed.engine import build as native
 from sed.engine import checkpoint as native_checkpoint
-from sed.methods.build import method_from_keys
+from sed.methods.build import method_from_config
 from tests.reference.detectors import make_labeled, make_unlabeled
 from tests.reference.detectron2_run import tiny_config
 from tests.reference.training import same
@@ -131,7 +131,7 @@ def test_both_engines_compute_the_same_losses_of_sed(config, family, name, targe
     labeled = LabeledBatch(labeled.images, tuple(type(t)(t.boxes, t.classes.clamp(max=1)) for t in labeled.targets))
     sums = []
     for detector, own in ((mine, cfg), (theirs, other)):
-        method = method_from_keys(own, detector).train()
+        method = method_from_config(own, detector).train()
         torch.manual_seed(7)
         sums.append(method(labeled, unlabeled, cfg.SEMI.BURN_IN))
     assert sums[0].keys() == sums[1].keys()

@@ -12,14 +12,14 @@ from torch import nn
 from sed.detectors import build_detector
 from sed.methods.base import Schedule, statistics_kept
 from sed.methods.build import build_method
-from sed.methods.pseudo_label import PseudoLabelOptions
-from sed.methods.sed import SEDOptions
+from sed.options.methods import PseudoLabelOptions, SEDOptions, SEDPlusOptions
 from tests.reference.detectors import SMALL_RCNN, make_labeled, make_unlabeled
 
 SCHEDULE = Schedule(burn_in=2, max_iter=10, first_drop=8)
 OPTIONS = {
-    "sed": {"sed": SEDOptions(regions_per_view=8)},
-    "pseudo_label": {"pseudo_label": PseudoLabelOptions(threshold=0.0)},
+    "sed": SEDOptions(regions_per_view=8),
+    "sed_plus": SEDPlusOptions(threshold=0.0, regions_per_view=8),
+    "pseudo_label": PseudoLabelOptions(threshold=0.0),
 }
 
 
@@ -33,7 +33,7 @@ def test_a_step_leaves_the_statistics_that_its_labelled_images_alone_leave(name:
     detector = build_detector(dataclasses.replace(SMALL_RCNN, norm="BN"))
     control = copy.deepcopy(detector).train()
     before = statistics(detector)
-    method = build_method(name, detector, SCHEDULE, **OPTIONS[name]).train()
+    method = build_method(name, detector, SCHEDULE, OPTIONS[name]).train()
     losses = method(make_labeled(), make_unlabeled(), 5)
     assert any(not key.startswith("sup/") for key in losses)
     control.supervised_losses(make_labeled())

@@ -11,9 +11,9 @@ from torch import nn
 from sed.core.structures import Detections, LabeledBatch
 from sed.methods.base import Schedule
 from sed.methods.build import build_method
-from sed.methods.labels import confident_targets
-from sed.methods.pseudo_label import PseudoLabelOptions
-from sed.methods.sed import SED, SEDOptions
+from sed.methods.pseudo_label import confident_targets
+from sed.methods.sed import SED
+from sed.options.methods import PseudoLabelOptions, SEDOptions, SEDPlusOptions
 from tests.reference.detectors import make_detector, make_labeled, make_unlabeled
 
 SCHEDULE = Schedule(burn_in=2, max_iter=10, first_drop=8)
@@ -22,9 +22,9 @@ SCALE = {"scale/dense_cls", "scale/dense_box", "scale/region_cls", "scale/region
 DISTILL = {"distill/dense_cls", "distill/dense_box", "distill/region_cls", "distill/region_box"}
 
 
-def make_method(options=None, name="sed", detector="small_rcnn", schedule=SCHEDULE, **kwargs):
+def make_method(options=None, name="sed", detector="small_rcnn", schedule=SCHEDULE):
     options = options or SEDOptions(regions_per_view=8)
-    method = build_method(name, make_detector(detector), schedule, sed=options, **kwargs)
+    method = build_method(name, make_detector(detector), schedule, options)
     return method.train()
 
 
@@ -175,7 +175,7 @@ def test_teacher_is_a_copy_until_burn_in_ends_then_follows_by_equation_4():
     assert not method.train().teacher.module.training
 
 
-def test_supervised_control_ignores_unlabelled_images():
+def test_the_supervised_baseline_ignores_unlabelled_images():
     method = build_method("supervised", make_detector(), SCHEDULE).train()
     assert set(run(method)) == SUP
 
@@ -184,7 +184,7 @@ class TestPseudoLabel:
     """The Unbiased-Teacher recipe."""
 
     def method(self, **options):
-        return make_method(name="pseudo_label", pseudo_label=PseudoLabelOptions(**options))
+        return make_method(PseudoLabelOptions(**options), name="pseudo_label")
 
     def test_threshold_and_terms(self):
         method = self.method()
@@ -218,6 +218,24 @@ class TestPseudoLabel:
 def test_unknown_method_is_named():
     with pytest.raises(ValueError, match="unknown method 'sedd'"):
         build_method("sedd", make_detector(), SCHEDULE)
+
+
+def test_options_of_another_method_are_refused():
+    with pytest.raises(ValueError, match="method 'sed': expected SEDOptions, got SEDPlusOptions"):
+        build_method("sed", make_detector(), SCHEDULE, SEDPlusOptions())
+
+
+def test_the_drawn_scale_follows_the_seed():
+    drawn = []
+    for seed in (0, 1):
+        method = make_method(
+            SEDOptions(regions_per_view=8, max_scale=2), schedule=dataclasses.replace(SCHEDULE, seed=seed)
+        )
+        seen = count_passes(method)
+        for step in range(2, 14):
+            run(method, step=step)
+        drawn.append([seen[i + 1][1] for i in range(0, len(seen), 4)])
+    assert drawn[0] != drawn[1]
 
 
 def test_a_method_is_a_module_that_ddp_could_wrap():

@@ -1,7 +1,7 @@
-"""The preset `paper` stays literal: its losses on fixed weights and fixed images, to the digit.
+"""`sed` stays literal: its losses on fixed weights and fixed images, to the digit.
 
-The defaults of SEDOptions and of the config are the paper's (METHOD 2-7). Whoever adds an option must leave these
-values alone; they were computed by the code as it was before there was any option beside the paper's.
+The defaults of SEDOptions and of the config are the paper's (docs/method.md, sections 2 to 7). Whoever adds an option
+must leave these values alone; they were computed by the code as it was before there was any option beside the paper's.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import torch
 from sed.core.structures import Images, LabeledBatch, Targets, UnlabeledBatch
 from sed.defaults import get_cfg
 from sed.methods.base import Schedule
-from sed.methods.build import method_from_keys
-from sed.methods.sed import SED, SEDOptions
+from sed.methods.build import method_from_config
+from sed.methods.sed import SED
+from sed.options.methods import SEDOptions
 from tests.reference.detectors import make_detector
 
 PINNED = {
@@ -81,6 +82,6 @@ def test_the_papers_losses_are_what_they_were(name):
 
 def test_the_configs_defaults_are_the_papers():
     cfg = get_cfg()
-    method = method_from_keys(cfg, make_detector())
+    method = method_from_config(cfg, make_detector())
     assert method.options == SEDOptions()
     assert method.schedule == Schedule(burn_in=10000, max_iter=180000, first_drop=120000)

@@ -14,8 +14,7 @@ from sed.core.views import downscale, draw_scale
 from sed.methods import sed as sed_module
 from sed.methods.base import Schedule
 from sed.methods.build import build_method
-from sed.methods.pseudo_label import PseudoLabelOptions
-from sed.methods.sed import SEDOptions
+from sed.options.methods import PseudoLabelOptions, ReweightOptions, SEDOptions
 from tests.reference.detectors import make_labeled, make_unlabeled
 from tests.reference.queries import StubDetr
 
@@ -24,10 +23,12 @@ SUP, SCALE, DISTILL = ({f"{term}/query_{part}" for part in ("cls", "box")} for t
 HEADS = pytest.mark.parametrize("softmax", [True, False], ids=["softmax", "sigmoid"])
 
 
-def make_method(options=None, name="sed", softmax=True, equivariant=True, schedule=SCHEDULE, apart=True, **kwargs):
+def make_method(options=None, name="sed", softmax=True, equivariant=True, schedule=SCHEDULE, apart=True):
     """`apart`: teacher and student have different weights, as they have in training."""
     torch.manual_seed(0)
-    method = build_method(name, StubDetr(softmax, equivariant), schedule, sed=options or SEDOptions(), **kwargs)
+    method = build_method(
+        name, StubDetr(softmax, equivariant), schedule, None if name == "supervised" else options or SEDOptions()
+    )
     if apart:
         with torch.no_grad():
             for weight in method.student.parameters():
@@ -128,7 +129,7 @@ def test_neither_term_is_supervised_training(monkeypatch):
     assert sum(len(pairs) for pairs, _ in calls) == 0
 
 
-def test_burn_in_and_the_control_look_at_labelled_images_only(monkeypatch):
+def test_burn_in_and_the_supervised_baseline_use_labelled_images_only(monkeypatch):
     calls = spy_on_matching(monkeypatch)
     method = make_method()
     assert [method.needs_unlabeled(step) for step in (0, 1, 2, 3)] == [False, False, True, True]
@@ -148,7 +149,7 @@ def test_burn_in_and_the_control_look_at_labelled_images_only(monkeypatch):
 def test_terms_equal_the_equations_on_the_stub_s_predictions(softmax, reweight, more):
     """Eq. 1 by hand: n_u / n_s = 2 / 4, lambdas, the ramp at its middle; the matching with its own lambda."""
     options = SEDOptions(
-        lambda_scale=0.3, lambda_distill=0.7, lambda_iou=0.4, reweight=reweight, bins=5, ohem_fraction=0.2, **more
+        lambda_scale=0.3, lambda_distill=0.7, lambda_iou=0.4, reweight=ReweightOptions(reweight, bins=5), **more
     )
     method = make_method(options, softmax=softmax, schedule=dataclasses.replace(SCHEDULE, ramp_steps=6))
     batch = make_unlabeled()
@@ -160,7 +161,7 @@ def test_terms_equal_the_equations_on_the_stub_s_predictions(softmax, reweight, 
     full = {"eq2": student, "anchored": teacher, "eq2-weak": method.student.predict(weak)}[
         "anchored" if "scale_target" in more else "eq2-weak" if more else "eq2"
     ]
-    scorer = make_reweight(reweight, bins=5, ohem_fraction=0.2, focal_gamma=2.0)
+    scorer = make_reweight(reweight, bins=5)
     for term, weight, target, own in (("scale", 0.3, full, small), ("distill", 0.7, teacher, student)):
         (partners,) = match_views([(target, own)], 0.4)
         both_ways = term == "scale" and full is not teacher
@@ -280,11 +281,11 @@ def test_mixed_precision_gives_float32_losses(softmax):
     [
         # softmax, "no object" last: e^2 / (e^2 + 3) = .71 counts once, .71 of "no object" does not, all equal does not
         (True, [[2.0, 0, 0, 0], [0, 0, 0, 2], [0, 0, 0, 0], [0, 9, 0, 0]], 2),
-        # sigmoid: every class above 0 counts
-        (False, [[2.0, -1, -1], [-1, -1, 0.1], [-1, -1, -1], [-5, 3, 4]], 4),
+        # sigmoid: a query with any class above 0 counts
+        (False, [[2.0, -1, -1], [-1, -1, 0.1], [-1, -1, -1], [-5, 3, 4]], 3),
     ],
 )
-def test_teacher_positives_counts_what_the_teacher_is_sure_of(softmax, logits, positives):
+def test_teacher_positives_counts_confident_queries(softmax, logits, positives):
     method = make_method(softmax=softmax)
     rows = torch.tensor(logits).repeat(4, 1).expand(2, 16, -1)  # 2 images of 4 times these 4 queries
     method.teacher.module.queries = lambda features: QueryPrediction(rows, torch.rand(2, 16, 4), softmax)
@@ -292,14 +293,14 @@ def test_teacher_positives_counts_what_the_teacher_is_sure_of(softmax, logits, p
     assert method.metrics["teacher_positives"].item() == 8 * positives
 
 
-# ---------------------------------------------------------------- the rival
+# ---------------------------------------------------------------- the pseudo-label baseline
 
 
 @pytest.mark.parametrize("box_loss", [False, True])
 def test_pseudo_labels_teach_classes_and_boxes_where_asked(box_loss, monkeypatch):
-    """The rival trains by `supervised_losses` on the strong view, at weight n_u / n_s; nothing is matched."""
+    """It trains by `supervised_losses` on the strong view, at weight n_u / n_s; nothing is matched."""
     options = PseudoLabelOptions(weight=3.0, box_loss=box_loss)
-    method = make_method(name="pseudo_label", pseudo_label=options)
+    method = make_method(options, name="pseudo_label")
     found = Detections(
         torch.tensor([[4.0, 4, 30, 36], [20, 10, 44, 40], [1, 1, 9, 9]]),
         torch.tensor([0.9, 0.7, 0.69]),

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 
-from sed.config import ConfigError, leaves, load_config, preset_of
-from sed.defaults import CHOICES, PRESETS, get_cfg
+from sed.config import ConfigError, load_config
+from sed.defaults import CHOICES, LIMITS, OLD_KEYS, OLD_VALUES, ROWS, get_cfg, options_page
+from sed.options import Options, from_section, option, rows, section
+from sed.options.methods import PseudoLabelOptions, SEDOptions, SEDPlusOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -164,20 +167,23 @@ def test_a_choice_names_what_it_may_be(key: str) -> None:
         load_config(None, [key, choice])
 
 
-@pytest.mark.parametrize(("key", "least"), [("SEMI.IMS_PER_BATCH_LABELED", 1), ("SED.MAX_SCALE", 0)])
-def test_a_count_has_a_least_value(key: str, least: int) -> None:
-    load_config(None, [key, str(least)])
-    with pytest.raises(ConfigError, match=f"{key} must be at least {least}"):
-        load_config(None, [key, str(least - 1)])
+@pytest.mark.parametrize("key", sorted(LIMITS))
+def test_a_number_out_of_its_range_is_named(key: str) -> None:
+    low, high = LIMITS[key]
+    for limit, step in ((low, -1), (high, 1)):
+        if abs(limit) < float("inf"):
+            with pytest.raises(ConfigError, match=rf"^{key} must be (at least|from) {low}"):
+                load_config(None, [key, str(type(ROWS[key].default)(limit) + step)])
+            assert str(load_config(None, [key, str(type(ROWS[key].default)(limit))]))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_file_in_configs_loads_and_every_line_of_it_counts(path: Path) -> None:
     cfg = load_config(path)
     read = yaml.safe_load(path.read_text())
-    for section, values in read.items():
-        if section != "_BASE_" and not isinstance(values, dict):
-            assert cfg[section] == values
+    for key, values in read.items():
+        if key != "_BASE_" and not isinstance(values, dict):
+            assert cfg[key] == values
     assert cfg.SEMI.BURN_IN < cfg.SOLVER.MAX_ITER
     assert all(0 < step < cfg.SOLVER.MAX_ITER for step in cfg.SOLVER.STEPS)
     assert cfg.DATASETS.TRAIN
@@ -211,7 +217,7 @@ def test_the_recipes_are_the_paper_s(name: str) -> None:
     assert (cfg.SOLVER.MAX_ITER, cfg.SEMI.BURN_IN, cfg.SOLVER.BASE_LR) == RECIPES[name]
     semi, sed, own = cfg.SEMI, cfg.SED, load_config(ROOT / "configs/coco_10.yaml")
     assert (sed, semi.EMA, cfg.MODEL.WEIGHTS) == (own.SED, own.SEMI.EMA, "imagenet")
-    assert (semi.IMS_PER_BATCH_LABELED, semi.IMS_PER_BATCH_UNLABELED, semi.STRONG_LABELED) == (8, 8, True)
+    assert (semi.IMS_PER_BATCH_LABELED, semi.IMS_PER_BATCH_UNLABELED, semi.STRONG_LABELED) == (8, 8, False)
     assert (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.RANDOM_FLIP) == (
         own.INPUT.MIN_SIZE_TRAIN,
         1333,
@@ -260,47 +266,78 @@ def test_coco_10_is_the_paper() -> None:
     assert (cfg.MODEL.BACKBONE.FREEZE_AT, cfg.MODEL.RESNETS.NORM) == (2, "FrozenBN")
 
 
-def test_the_quick_start_is_the_digits_benchmark_with_the_preset_plus() -> None:
+def test_the_quick_start_is_the_digits_benchmark_with_sed_plus() -> None:
     quick = load_config(ROOT / "configs/quickstart.yaml")
-    assert (quick.ENGINE, preset_of(quick)) == ("torchvision", "plus")
-    digits = load_config(ROOT / "configs/digits.yaml", ["SED.PRESET", "plus", "SED.REGIONS_PER_VIEW", "64"])
+    assert (quick.ENGINE, quick.SEMI.METHOD) == ("torchvision", "sed_plus")
+    digits = load_config(ROOT / "configs/digits.yaml", ["SEMI.METHOD", "sed_plus", "SED_PLUS.REGIONS_PER_VIEW", "64"])
     quick.ENGINE, quick.OUTPUT_DIR = digits.ENGINE, digits.OUTPUT_DIR
     assert quick == digits
     assert digits.SOLVER.STEPS == (int(0.8 * digits.SOLVER.MAX_ITER),)
 
 
-# ---------------------------------------------------------------- presets
+# ---------------------------------------------------------------- one home an option
 
 
-def test_the_paper_is_the_default() -> None:
-    assert load_config(None, ["SED.PRESET", "paper"]) == get_cfg()
+@dataclass(frozen=True)
+class Inner:
+    rate: float = option(0.5, "how fast", low=0, high=1)
 
 
-@pytest.mark.parametrize("name", sorted(PRESETS))
-def test_a_preset_sets_its_keys_and_no_other(name: str) -> None:
-    cfg, default = dict(leaves(load_config(None, ["SED.PRESET", name]))), dict(leaves(get_cfg()))
-    assert {key: cfg[key] for key in PRESETS[name]} == PRESETS[name]
-    assert {key for key in cfg if cfg[key] != default[key]} <= set(PRESETS[name])
-    # whichever was there before, a preset undoes what another has set
-    assert dict(leaves(load_config(None, ["SED.PRESET", "plus", "SED.PRESET", name]))) == cfg
+@dataclass(frozen=True)
+class Outer:
+    kind: str = option("a", "which", choices=("a", "b"))
+    sizes: list = option([1, 2], "a list")
+    inner: Inner = section(Inner)
 
 
-def test_keys_beside_and_after_a_preset_have_the_last_word(tmp_path: Path) -> None:
-    assert load_config(None, ["SED.PRESET", "plus", "SED.LAMBDA_SCALE", "3.0"]).SED.LAMBDA_SCALE == 3.0
-    file = tmp_path / "x.yaml"
-    file.write_text("SED:\n  LAMBDA_SCALE: 5.0\n  PRESET: plus\n")
-    assert load_config(file).SED.LAMBDA_SCALE == 5.0
-    assert load_config(file).SED.DISTILL_TARGET == "objects"
-    # on the command line a preset undoes what the file says, as any word there does
-    assert load_config(file, ["SED.PRESET", "paper"]) == get_cfg()
+def test_a_dataclass_is_a_section_by_its_fields_names() -> None:
+    found = {row.key: row for row in rows(Outer, "X.")}
+    assert list(found) == ["X.KIND", "X.SIZES", "X.INNER.RATE"]
+    assert (found["X.KIND"].default, found["X.KIND"].choices) == ("a", ("a", "b"))
+    rate = found["X.INNER.RATE"]
+    assert (rate.default, rate.meaning, rate.low, rate.high) == (0.5, "how fast", 0, 1)
+    assert from_section(Outer, {"KIND": "b", "SIZES": [3], "INNER": {"RATE": 0.1}}) == Outer("b", [3], Inner(0.1))
+    found["X.SIZES"].default.append(3)  # a list belongs to whoever asked for it
+    assert Outer().sizes == [1, 2]
 
 
-@pytest.mark.parametrize("name", sorted(PRESETS))
-def test_a_config_is_of_the_preset_whose_every_key_it_has(name: str) -> None:
-    assert preset_of(load_config(None, ["SED.PRESET", name, "SED.REGIONS_PER_VIEW", "7"])) == name
-    assert preset_of(load_config(None, ["SED.PRESET", name, "SED.LAMBDA_SCALE", "0.7"])) is None
+def test_the_config_is_the_options_and_the_options_are_the_config() -> None:
+    assert from_section(Options, get_cfg()) == Options()
+    assert all(row.meaning for row in ROWS.values())
+    for row in ROWS.values():
+        assert not row.choices or row.default in row.choices, row.key
 
 
-def test_an_unknown_preset_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"SED.PRESET is 'best'; it must be one of paper, anchored, plus"):
-        load_config(None, ["SED.PRESET", "best"])
+def test_the_page_of_the_options_is_up_to_date() -> None:
+    """Made by `python -m sed.defaults > docs/options.md`."""
+    assert (ROOT / "docs/options.md").read_text() == options_page()
+
+
+def test_the_methods_have_few_options() -> None:
+    """A new idea is a new file, not a switch."""
+    assert sum(len(list(rows(kind))) for kind in (SEDOptions, SEDPlusOptions, PseudoLabelOptions)) <= 24
+
+
+# ---------------------------------------------------------------- keys of earlier versions
+
+
+@pytest.mark.parametrize("key", OLD_KEYS)
+def test_an_old_key_fails_with_one_line_that_says_what_to_write(tmp_path: Path, key: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(None, [key, "1"])
+    assert str(error.value) == f"command line: {key} {OLD_KEYS[key]}"
+    assert "\n" not in str(error.value)
+    for known in re.findall(r"[A-Z_]+\.[A-Z_.]+", OLD_KEYS[key]):
+        assert known in ROWS or known == key, known
+
+
+def test_an_old_file_names_its_preset_s_successor(tmp_path: Path) -> None:
+    path = write(tmp_path, "old.yaml", "SED:\n  PRESET: plus\n")
+    with pytest.raises(ConfigError, match=r"old\.yaml: SED.PRESET is gone: .* plus is SEMI.METHOD sed_plus$"):
+        load_config(path)
+
+
+@pytest.mark.parametrize(("key", "value"), OLD_VALUES)
+def test_an_old_value_says_what_takes_its_place(key: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=f"^command line: {key} {value}: "):
+        load_config(None, [key, value])

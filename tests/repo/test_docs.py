@@ -1,4 +1,4 @@
-"""The documents: every command of the README is run by something, every link leads somewhere, files stay short."""
+"""The documents: every command of a page is run by something, every link leads somewhere, files stay short."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ MY_DATA = (
     "DATASETS.TRAIN my/train.json DATASETS.UNLABELED my/photos DATASETS.TEST my/val.json MODEL.ROI_HEADS.NUM_CLASSES 3"
 )
 ON_DETR = "tests/tools/test_readme.py::def test_the_page_of_the_detr_family_runs_as_it_stands"
+ON_ABLATION = "tests/tools/test_ablate.py::def test_a_table_is_run_and_interrupted_runs_are_kept"
 COCO = "--config-file configs/coco_10.yaml"
 CUSTOM = "--config-file configs/custom.yaml"
 ON_DATA = "tests/tools/test_make_splits.py::def test_the_commands_of_the_data_page_run_as_they_stand"
@@ -53,11 +54,13 @@ COMMANDS = {
     f".venv/bin/python tools/train_net.py {CUSTOM} MODEL.META_ARCHITECTURE ScaleConsistentDETR MODEL.DETR.CONFIG "
     "PekingU/rtdetr_r18vd_coco_o365 MODEL.WEIGHTS coco MODEL.DETR.NUM_CLASSES 3 MODEL.PIXEL_MEAN "
     '"[0.0,0.0,0.0]" MODEL.PIXEL_STD "[255.0,255.0,255.0]" SOLVER.OPTIMIZER AdamW SOLVER.BASE_LR 0.0001 '
-    "SOLVER.BACKBONE_MULTIPLIER 0.1 SED.THRESHOLD 0.5 SED.LAMBDA_SCALE 1.0 SED.LAMBDA_DISTILL 1.0 "
+    "SOLVER.BACKBONE_MULTIPLIER 0.1 SED_PLUS.THRESHOLD 0.5 SED_PLUS.WEIGHT 1.0 SED_PLUS.HALF_SIZE_WEIGHT 1.0 "
     "DATASETS.TRAIN my/train.json DATASETS.UNLABELED my/photos DATASETS.TEST my/val.json": ON_DETR,
-    f".venv/bin/python tools/ablate.py {COCO} --test coco_2017_val --output output/ablate": (
-        "tests/tools/test_ablate.py::def test_a_table_is_run_and_interrupted_runs_are_kept"
-    ),
+    f".venv/bin/python tools/ablate.py {COCO} --test coco_2017_val --output output/ablate": ON_ABLATION,
+    ".venv/bin/python tools/ablate.py --config-file configs/digits.yaml --test digits_test --tables 4 --seeds 0 "
+    "--output output/ablate_digits -- ENGINE torchvision": ON_ABLATION,
+    "make bench": "tests/tools/test_bench.py::def test_bench_measures_every_figure_of_its_table",
+    ".venv/bin/python -m tests.data.bench_scale": "tests/data/test_data_scale.py::bench_scale.measure(",
     ".venv/bin/python tools/study.py --study configs/studies/digits.yaml --output output/studies/digits": (
         "tests/tools/test_study_file.py::def test_the_studies_hold_runs_that_load"
     ),
@@ -87,12 +90,16 @@ COMMANDS = {
 }
 PAGES = (
     "README.md",
+    "docs/benchmarks.md",
     "docs/detectron2.md",
     "docs/detr.md",
+    "docs/evidence.md",
+    "docs/method.md",
     "docs/own_data.md",
     "datasets/README.md",
     "projects/DMT/README.md",
     "projects/DST-CBC/README.md",
+    *(f"docs/results/{page.name}" for page in sorted((ROOT / "docs/results").glob("*.md"))),
 )
 
 

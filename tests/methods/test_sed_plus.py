@@ -1,18 +1,19 @@
-"""Hard pseudo-labels: what becomes one, at which size, and where SED and the rival use them."""
+"""Pseudo-labels: what becomes one, at which size, and how sed_plus trains on them."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import pytest
 import torch
 
-from sed.core.box_terms import BoxTerm
-from sed.core.objects import object_targets
+from sed.core.consistency import absolute_error
 from sed.core.structures import Detections, Targets
 from sed.methods.base import Schedule
 from sed.methods.build import build_method
-from sed.methods.labels import confident_targets, downscale_targets
-from sed.methods.pseudo_label import PseudoLabelOptions
-from sed.methods.sed import SEDOptions
+from sed.methods.pseudo_label import confident_targets, downscale_targets
+from sed.methods.sed_plus import correct_by_objects
+from sed.options.methods import PseudoLabelOptions, SEDPlusOptions
 from tests.reference.detectors import make_detector, make_labeled, make_unlabeled
 from tests.reference.transformers_case import FAMILY, TransformersCase
 
@@ -22,17 +23,12 @@ FOUND = Detections(
     torch.tensor([0.9, 0.7, 0.69]),
     torch.tensor([0, 2, 1]),
 )
-BY_OBJECTS = {
-    "regions_per_view": 8,
-    "lambda_scale": 2.0,
-    "lambda_distill": 2.0,
-    "distill_target": "objects",
-}
+OPTIONS = SEDPlusOptions(regions_per_view=8)
 
 
-def make_method(detector="small_rcnn", name="sed", sed=None, labels=None):
+def make_method(detector="small_rcnn", name="sed_plus", options=OPTIONS):
     student = TransformersCase(detector).build(num_labels=4) if detector in FAMILY else make_detector(detector)
-    method = build_method(name, student, SCHEDULE, sed=sed, pseudo_label=labels).train()
+    method = build_method(name, student, SCHEDULE, options).train()
     return finding(method, FOUND)
 
 
@@ -47,21 +43,20 @@ def run(method, unlabeled=None):
     return method(make_labeled(), unlabeled or make_unlabeled(), 5)
 
 
-def test_halved_labels():
-    told = (Targets(torch.tensor([[4.0, 6, 20, 30]]), torch.tensor([2])), Targets(torch.zeros(0, 4), torch.zeros(0)))
-    assert downscale_targets(told)[0].boxes.tolist() == [[2, 3, 10, 15]]
-    assert downscale_targets(told, 2)[0].boxes.tolist() == [[1, 1.5, 5, 7.5]]
-    assert downscale_targets(told)[1].boxes.shape == (0, 4)
+def test_downscaled_targets():
+    targets = (Targets(torch.tensor([[4.0, 6, 20, 30]]), torch.tensor([2])), Targets(torch.zeros(0, 4), torch.zeros(0)))
+    assert downscale_targets(targets)[0].boxes.tolist() == [[2, 3, 10, 15]]
+    assert downscale_targets(targets, 2)[0].boxes.tolist() == [[1, 1.5, 5, 7.5]]
+    assert downscale_targets(targets)[1].boxes.shape == (0, 4)
 
 
 @pytest.mark.parametrize("detector", ["resnet_retinanet", "rt_detr"])
-@pytest.mark.parametrize("boxes", [False, True])
-def test_by_objects_without_a_region_head_sed_is_the_rival_with_the_half_size_view(detector, boxes):
-    """The same labels, the same losses, the same weight: there is no region head to tell anything softer."""
+def test_without_a_region_head_sed_plus_is_the_pseudo_label_baseline_with_the_half_size_view(detector):
+    """The same labels, the same losses, the same weight: there is no region head for soft targets."""
 
-    def losses(name, **options):
+    def losses(name, options):
         torch.manual_seed(0)
-        method = make_method(detector, name, **options)
+        method = make_method(detector, name, options)
         original = method.student.supervised_losses
 
         def seeded(batch):  # RT-DETR's denoising draws; the two methods take the views in another order
@@ -71,21 +66,17 @@ def test_by_objects_without_a_region_head_sed_is_the_rival_with_the_half_size_vi
         method.student.supervised_losses = seeded
         return run(method)
 
-    sed = losses("sed", sed=SEDOptions(**BY_OBJECTS, box_weight=float(boxes)))
-    rival = losses("pseudo_label", labels=PseudoLabelOptions(weight=2.0, half_size=True, box_loss=boxes))
-    names = {"pseudo": "distill", "pseudo_half": "scale"}
-    renamed = {}
-    for key, loss in rival.items():
-        term, part = key.split("/")
-        renamed[f"{names.get(term, term)}/{part}"] = loss.item()
-    assert {key: loss.item() for key, loss in sed.items()} == pytest.approx(renamed, rel=1e-5)
+    plus = losses("sed_plus", OPTIONS)
+    baseline = losses("pseudo_label", PseudoLabelOptions(weight=2.0, half_size=True, box_loss=True))
+    found = {key: loss.item() for key, loss in plus.items()}
+    assert found == pytest.approx({key: loss.item() for key, loss in baseline.items()}, rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["l2", "l1", "giou"])
-def test_regions_are_told_by_the_objects(kind):
+@pytest.mark.parametrize("target", ["distribution", "hard"])
+def test_regions_are_trained_on_the_teachers_predictions_corrected_by_its_detections(target):
     """The region head's part by hand: both networks' best proposals and the objects, one region after another."""
-    options = SEDOptions(**BY_OBJECTS, reweight="none", box_weight=0.5, box_kind=kind)
-    method, batch, seen = make_method(sed=options), make_unlabeled(), []
+    options = dataclasses.replace(OPTIONS, region_target=target)
+    method, batch, seen = make_method(options=options), make_unlabeled(), []
     original = method.student.proposal_losses
 
     def proposal_losses(features, targets):
@@ -98,7 +89,7 @@ def test_regions_are_told_by_the_objects(kind):
     coder, teacher = method.student.box_coder_weights["region"], method.teacher.module
     features = teacher.encode(batch.weak)
     theirs = teacher.propose(features, teacher.dense(features), 8)
-    for term, s, (own_features, labels, proposals) in zip(("scale", "distill"), (1, 0), seen, strict=True):
+    for term, s, (own_features, labels, proposals) in zip(("pseudo_half", "pseudo"), (1, 0), seen, strict=True):
         assert all(len(p) > 8 for p in proposals)
         assert [t.boxes.tolist() for t in labels] == [(FOUND.boxes[:2] / 2**s).tolist()] * 2
         cls, box, count = 0.0, 0.0, 0
@@ -111,49 +102,53 @@ def test_regions_are_told_by_the_objects(kind):
                 boxes[n] = FOUND.boxes[:2]
                 classes = teacher.regions(features, boxes).logits
                 classes[:, -1] = -1e4
-                told = object_targets(regions, own, FOUND.boxes[:2], classes, coder)
+                if target == "hard":
+                    own, classes = (harden(own), harden(classes))
+                told = correct_by_objects(regions, own, FOUND.boxes[:2], classes, coder)
                 boxes[n] = regions / 2**s
                 said = method.student.regions(own_features, boxes)
                 t, p = told.logits.softmax(-1), said.logits.log_softmax(-1)
                 cls += float((torch.special.xlogy(t, t) - t * p).sum())
-                distance = BoxTerm(kind).of_deltas(told.deltas, said.deltas, coder, False)  # [R, K]
+                distance = absolute_error(told.deltas, said.deltas)  # [R, K]
                 box += float((t[:, :-1] * distance).sum())
                 count += len(regions)
         assert losses[f"{term}/region_cls"].item() == pytest.approx(2 * cls / count, rel=1e-4)
-        assert losses[f"{term}/region_box"].item() == pytest.approx(2 * 0.5 * box / count, rel=1e-4)
+        assert losses[f"{term}/region_box"].item() == pytest.approx(2 * box / count, rel=1e-4)
 
 
-def test_by_objects_costs_one_pass_a_view():
-    method = make_method(sed=SEDOptions(**BY_OBJECTS))
+def harden(answer):
+    """Class logits, or a prediction's, with the likeliest class as certain."""
+    if isinstance(answer, torch.Tensor):
+        return torch.nn.functional.one_hot(answer.argmax(-1), answer.shape[-1]) * 2e4 - 1e4
+    return dataclasses.replace(answer, logits=harden(answer.logits))
+
+
+def test_a_step_costs_one_pass_a_view():
+    method = make_method()
     seen = []
     for who in (method.student, method.teacher.module):
         original = who.encode
         who.encode = lambda images, original=original: seen.append(images.padded_size[0]) or original(images)
     losses = run(method)
-    assert {key.split("/")[0] for key in losses} == {"sup", "scale", "distill"}
+    assert {key.split("/")[0] for key in losses} == {"sup", "pseudo_half", "pseudo"}
     assert seen == [64, 64, 32, 64]  # labelled, teacher, half-size, strong
     sum(losses.values()).backward()
 
 
-def test_each_term_can_be_left_out_and_weighs_by_its_lambda():
-    whole = run(make_method(sed=SEDOptions(**BY_OBJECTS)))
-    alone = run(make_method(sed=SEDOptions(**{**BY_OBJECTS, "lambda_scale": 0.0})))
-    assert {key.split("/")[0] for key in alone} == {"sup", "distill"}
-    heavy = run(make_method(sed=SEDOptions(**{**BY_OBJECTS, "lambda_scale": 6.0})))
-    assert heavy["scale/region_cls"].item() == pytest.approx(3 * whole["scale/region_cls"].item(), rel=1e-4)
-    assert heavy["distill/region_cls"].item() == pytest.approx(whole["distill/region_cls"].item(), rel=1e-4)
+def test_each_view_can_be_left_out_and_weighs_by_its_weight():
+    whole = run(make_method())
+    alone = run(make_method(options=dataclasses.replace(OPTIONS, half_size_weight=0.0)))
+    assert {key.split("/")[0] for key in alone} == {"sup", "pseudo"}
+    half = run(make_method(options=dataclasses.replace(OPTIONS, weight=0.0)))
+    assert {key.split("/")[0] for key in half} == {"sup", "pseudo_half"}
+    heavy = run(make_method(options=dataclasses.replace(OPTIONS, half_size_weight=6.0)))
+    key = "pseudo_half/region_cls"
+    assert heavy[key].item() == pytest.approx(3 * whole[key].item(), rel=1e-4)
+    assert heavy["pseudo/region_cls"].item() == pytest.approx(whole["pseudo/region_cls"].item(), rel=1e-4)
 
 
-def test_the_small_view_may_be_strong():
-    weak, strong = (
-        run(make_method(sed=SEDOptions(**BY_OBJECTS, small_view=view)))["scale/region_cls"]
-        for view in ("weak", "strong")
-    )
-    assert weak != strong
-
-
-def test_what_the_teacher_found_is_counted_anew_in_each_step():
-    method = make_method(sed=SEDOptions(**BY_OBJECTS))
+def test_confident_detections_are_counted_anew_in_each_step():
+    method = make_method()
     run(method)
     assert method.metrics["teacher_positives"] == 4
     nothing = Detections(FOUND.boxes[:0], FOUND.scores[:0], FOUND.classes[:0])
@@ -163,7 +158,7 @@ def test_what_the_teacher_found_is_counted_anew_in_each_step():
     sum(losses.values()).backward()
 
 
-def test_what_is_sure_has_an_extent_and_is_float32():
+def test_confident_targets_have_an_extent_and_are_float32():
     boxes = torch.tensor([[0.0, 0, 4, 4], [5, 5, 5, 9], [1, 1, 8, 8]], dtype=torch.bfloat16)
     labels = confident_targets([Detections(boxes, torch.tensor([0.9, 0.9, 0.2]), torch.tensor([0, 1, 2]))], 0.7)
     assert labels[0].boxes.tolist() == [[0, 0, 4, 4]]
@@ -171,11 +166,16 @@ def test_what_is_sure_has_an_extent_and_is_float32():
     assert labels[0].classes.tolist() == [0]
 
 
-@pytest.mark.parametrize("name", ["sed", "pseudo_label"])
-def test_the_teacher_works_in_float32_under_autocast(name):
-    labels = PseudoLabelOptions(threshold=0.0, half_size=True, box_loss=True)
-    options = SEDOptions(**BY_OBJECTS, threshold=0.0)
-    method = build_method(name, make_detector(), SCHEDULE, sed=options, pseudo_label=labels).train()
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("sed_plus", dataclasses.replace(OPTIONS, threshold=0.0)),
+        ("pseudo_label", PseudoLabelOptions(threshold=0.0, half_size=True, box_loss=True)),
+    ],
+    ids=["sed_plus", "pseudo_label"],
+)
+def test_the_teacher_works_in_float32_under_autocast(name, options):
+    method = build_method(name, make_detector(), SCHEDULE, options).train()
     seen, original = [], method.teacher.module.regions
     method.teacher.module.regions = lambda f, b: seen.append(next(iter(f.maps.values())).dtype) or original(f, b)
     torch.manual_seed(11)

@@ -1,4 +1,4 @@
-"""Targets by objects: by hand, against a literal form, and at the limits."""
+"""Region targets of sed_plus: by hand, against a literal form, and at the limits."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 import torch
 from torchvision.models.detection._utils import BoxCoder
 
-from sed.core.box_terms import UNIT, encode
-from sed.core.objects import object_targets
+from sed.core.boxes import UNIT_WEIGHTS, encode_boxes
 from sed.core.structures import RegionPrediction
+from sed.methods.sed_plus import correct_by_objects
 from tests.reference import equations
 
 CODER = (10.0, 10.0, 5.0, 5.0)
@@ -54,7 +54,7 @@ def test_by_hand():
     regions = torch.tensor([*([0.0, 0, 10, h] for h in heights), [50, 50, 60, 60]])
     answers = torch.tensor([[0.1, 0.2, 0.7]]).repeat(6, 1)
     classes = torch.tensor([[0.25, 0.75, 0.0]])
-    told = object_targets(regions, prediction(answers.log()), objects, classes.log(), UNIT)
+    told = correct_by_objects(regions, prediction(answers.log()), objects, classes.log(), UNIT_WEIGHTS)
     on, near, far = [0.25, 0.75, 0.0], [0.0, 0.0, 1.0], [0.1, 0.2, 0.7]
     torch.testing.assert_close(told.logits.softmax(-1), torch.tensor([on, on, near, near, far, far]))
     twice = [
@@ -75,7 +75,7 @@ def test_it_equals_the_literal_form(count, columns):
     regions, classes = torch.cat([random_boxes(50, 2), objects + 1]), torch.randn(count, 4).double()
     classes[:, -1] = -1e4
     own = prediction(2 * torch.randn(len(regions), 4).double(), torch.randn(len(regions), columns, 4).double())
-    found = object_targets(regions, own, objects, classes, CODER)
+    found = correct_by_objects(regions, own, objects, classes, CODER)
     probabilities, deltas = literal(regions, own, objects, classes)
     torch.testing.assert_close(found.logits.softmax(-1), probabilities)
     torch.testing.assert_close(found.deltas, deltas)
@@ -86,16 +86,18 @@ def test_it_equals_the_literal_form(count, columns):
 def test_the_limits():
     own, regions = prediction(torch.randn(4, 3, requires_grad=True)), torch.tensor([[0.0, 0, 4, 4]]).expand(4, 4)
     nobody = torch.zeros(0, 4)
-    assert object_targets(regions, own, nobody, torch.zeros(0, 3), UNIT) is own  # no object: the teacher's own answers
-    none = object_targets(nobody, prediction(torch.zeros(0, 3)), regions, own.logits, UNIT)
+    assert (
+        correct_by_objects(regions, own, nobody, torch.zeros(0, 3), UNIT_WEIGHTS) is own
+    )  # no object: the teacher's own answers
+    none = correct_by_objects(nobody, prediction(torch.zeros(0, 3)), regions, own.logits, UNIT_WEIGHTS)
     assert (none.logits.shape, none.deltas.shape) == ((0, 3), (0, 1, 4))
-    told = object_targets(regions, own, regions, own.logits, UNIT)
+    told = correct_by_objects(regions, own, regions, own.logits, UNIT_WEIGHTS)
     assert not told.logits.requires_grad
     assert not told.deltas.any()
     answers = torch.tensor([[5.0, 0, 0], [0, 5.0, 0]])  # two objects in one place: a region goes by the first one
-    assert object_targets(regions, own, regions[:2], answers, UNIT).logits.argmax(-1).tolist() == [0] * 4
+    assert correct_by_objects(regions, own, regions[:2], answers, UNIT_WEIGHTS).logits.argmax(-1).tolist() == [0] * 4
     small = regions * torch.tensor([1.0, 1, 1, 0.25])  # too little of them: certain in float16, too
-    half = object_targets(small, prediction(own.logits.half()), regions, own.logits.half(), UNIT).logits
+    half = correct_by_objects(small, prediction(own.logits.half()), regions, own.logits.half(), UNIT_WEIGHTS).logits
     assert (half.softmax(-1)[:, -1] == 1).all()
 
 
@@ -103,13 +105,13 @@ def test_order_of_regions_and_objects_changes_nothing():
     objects, regions = random_boxes(5, 3), random_boxes(15, 4)
     own, classes = prediction(torch.randn(15, 4), torch.randn(15, 3, 4)), torch.randn(5, 4)
     turn, order = torch.randperm(15), torch.randperm(5)
-    told = object_targets(regions, own, objects, classes, CODER)
+    told = correct_by_objects(regions, own, objects, classes, CODER)
     turned = prediction(own.logits[turn], own.deltas[turn])
-    again = object_targets(regions[turn], turned, objects[order], classes[order], CODER)
+    again = correct_by_objects(regions[turn], turned, objects[order], classes[order], CODER)
     torch.testing.assert_close(again.logits, told.logits[turn])
     torch.testing.assert_close(again.deltas, told.deltas[turn])
 
 
 def test_deltas_are_the_frameworks_own():
     a, b = random_boxes(9, 5), random_boxes(9, 6)
-    torch.testing.assert_close(encode(a, b, CODER), BoxCoder(CODER).encode_single(b, a))
+    torch.testing.assert_close(encode_boxes(a, b, CODER), BoxCoder(CODER).encode_single(b, a))

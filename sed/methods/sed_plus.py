@@ -1,0 +1,121 @@
+"""SED plus: pseudo-labels on both scales, and the teacher's class distribution for the regions. Not the paper's.
+
+    L = L_sup + (n_u / n_s) (weight L(X_s) + half_size_weight L(X^))
+
+L is the detector's own loss with the teacher's confident detections on X_w as ground truth, as in
+`sed.methods.pseudo_label`. A region head alone learns otherwise. A hard pseudo-label tells a region "object of class c"
+or "background" and is wrong for good where the teacher took one class for another, or missed an object. So here a
+region on an object learns its box and the teacher's distribution over classes, and where the teacher is not confident
+of any object the teacher's own soft prediction. On which data that helps: docs/evidence.md.
+
+Shape shorthand: see `sed.core.structures`; P regions and G objects of one image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sed.core.boxes import BoxCoderWeights, encode_boxes, iou_matrix
+from sed.core.consistency import absolute_error, region_consistency
+from sed.core.reweighting import mean
+from sed.core.structures import LabeledBatch, RegionPrediction, UnlabeledBatch
+from sed.core.targets import CERTAIN, harden_softmax
+from sed.detectors.base import Detector
+from sed.methods.base import Schedule, full_precision
+from sed.methods.pseudo_label import PseudoLabel, PseudoLabels, StudentView, downscale_targets
+from sed.options.methods import SEDPlusOptions
+
+ON, NEAR = 0.5, 0.1  # IoU from which a region shows an object; from which it shows too little of one
+
+
+class SEDPlus(PseudoLabel):
+    """Pseudo-labels on the strong and on the half-size view, with soft targets for a region head."""
+
+    options: SEDPlusOptions
+
+    def __init__(self, student: Detector, schedule: Schedule, options: SEDPlusOptions | None = None) -> None:
+        super().__init__(student, schedule)
+        self.options = options or SEDPlusOptions()
+
+    def views(self, unlabeled: UnlabeledBatch) -> list[StudentView]:
+        """See `PseudoLabel.views`: those whose weight is not 0."""
+        o, views = self.options, []
+        if o.half_size_weight > 0:
+            views.append(StudentView("pseudo_half", o.half_size_weight, self.half_size(unlabeled), 1))
+        if o.weight > 0:
+            views.append(StudentView("pseudo", o.weight, unlabeled.strong, 0))
+        return views
+
+    def view_losses(self, view: StudentView, pseudo: PseudoLabels) -> dict[str, Tensor]:
+        """See `PseudoLabel.view_losses`; a region head learns on both networks' proposals and on the pseudo-labels."""
+        targets, student = downscale_targets(pseudo.targets, view.s), self.student
+        if "region" not in student.heads:
+            return student.supervised_losses(LabeledBatch(view.images, targets))
+        features = student.encode(view.images.pad_to_multiple(student.size_divisibility))
+        losses, proposals = student.proposal_losses(features, targets)
+        most, rows = self.options.regions_per_view, zip(pseudo.proposals, proposals, pseudo.targets, strict=True)
+        boxes = [torch.cat([p[:most], q[:most] * 2**view.s, t.boxes]) for p, q, t in rows]  # frame of X
+        target = region_targets(self.teacher.module, pseudo, boxes, hard=self.options.region_target == "hard")
+        own = student.regions(features, [b / 2**view.s for b in boxes])
+        loss = region_consistency(target, own, mean(), symmetric=False, distance=absolute_error)
+        return losses | {"region_cls": loss.cls, "region_box": loss.box}
+
+
+@torch.no_grad()
+def region_targets(teacher: Detector, pseudo: PseudoLabels, boxes: Sequence[Tensor], *, hard: bool) -> RegionPrediction:
+    """The targets of regions: the teacher's predictions of them, corrected by its confident detections.
+
+    Args:
+        teacher: the one that made the pseudo-labels.
+        pseudo: of N images.
+        boxes: the regions [P_i, 4] of each image, the last of which are its pseudo-labels; in their frame.
+        hard: whether class targets are the teacher's most likely class instead of its distribution.
+    """
+    features = pseudo.features
+    assert features is not None
+    with full_precision(features.images.tensor):
+        predicted = teacher.regions(features, boxes)
+    parts = []
+    split = zip(boxes, predicted.logits.split(predicted.counts), predicted.deltas.split(predicted.counts), strict=True)
+    for (regions, logits, deltas), objects in zip(split, pseudo.targets, strict=True):
+        classes = logits[len(regions) - len(objects.boxes) :].clone()
+        classes[:, -1] = -CERTAIN  # given that it is an object: of which class?
+        if hard:
+            logits, classes = harden_softmax(logits), harden_softmax(classes)
+        own = RegionPrediction(logits, deltas, (len(regions),))
+        parts.append(correct_by_objects(regions, own, objects.boxes, classes, teacher.box_coder_weights["region"]))
+    logits, deltas = (torch.cat([getattr(part, name) for part in parts]) for name in ("logits", "deltas"))
+    return RegionPrediction(logits, deltas, predicted.counts)
+
+
+@torch.no_grad()
+def correct_by_objects(
+    regions: Tensor, predicted: RegionPrediction, objects: Tensor, classes: Tensor, weights: BoxCoderWeights
+) -> RegionPrediction:
+    """The targets of the P regions of an image, by the object of largest IoU with each, the first of equal ones.
+
+        IoU >= 0.5         the object's class distribution and its box
+        0.1 <= IoU < 0.5   background for certain: too little of an object to be a detection of it
+        IoU < 0.1          the teacher's own prediction
+
+    Args:
+        regions: boxes [P, 4].
+        predicted: the teacher's predictions of them.
+        objects: boxes [G, 4] that the teacher is confident of; G may be 0.
+        classes: class logits [G, K + 1] of the objects, given that they are objects: background is impossible.
+        weights: of the deltas.
+    """
+    if not len(objects):
+        return predicted
+    overlap, which = iou_matrix(regions, objects).max(1)  # [P]
+    on, near = overlap >= ON, overlap >= NEAR
+    background = torch.full_like(predicted.logits, -CERTAIN)
+    background[:, -1] = CERTAIN
+    logits = torch.where(near[:, None], background, predicted.logits)
+    logits = torch.where(on[:, None], classes[which], logits)
+    deltas = encode_boxes(regions, objects[which], weights).to(predicted.deltas.dtype)  # [P, 4]
+    deltas = torch.where(on[:, None, None], deltas[:, None], predicted.deltas)  # [P, K, 4] or [P, 1, 4]
+    return RegionPrediction(logits, deltas, predicted.counts)
