@@ -103,6 +103,7 @@ class Runner:
     ) -> None:
         self.config_file, self._load, self.bar = str(config_file), load, bar
         self.train, self.evaluate, self.jobs = train, evaluate, jobs
+        self.train_flags: Words = ()  # of every training, such as --num-gpus 8
         self._configs: dict[Words, dict[str, Any]] = {}
         self._defaults: dict[str, Any] = {}
         self._code = code_version()
@@ -183,7 +184,7 @@ class Runner:
             if run.control is None and cfg["SEMI.BURN_IN"]:  # the others need its checkpoint
                 saved = ("SOLVER.CHECKPOINT_PERIOD", str(cfg["SEMI.BURN_IN"]), "SOLVER.CHECKPOINTS_KEPT", "1000")
             if not (run.folder / WEIGHTS).exists():  # the last that a training leaves
-                call(self.train, [*base, "--resume", *run.words, *saved, *out], log)
+                call(self.train, [*base, *self.train_flags, "--resume", *run.words, *saved, *out], log)
             steps = cfg["SOLVER.MAX_ITER"]
             result = {"seconds_per_step": seconds_per_step(run.folder, cfg["SEMI.BURN_IN"]), "steps": steps}
             result["steps_after_burn_in"] = max(0, steps - cfg["SEMI.BURN_IN"])
