@@ -1,7 +1,7 @@
 """A detector over input scales: the ensemble of several test sizes, and how far scores move when an image is halved.
 
-The ensemble (docs/method.md, section 9; Tab. 7 of the paper): "an ensemble with NMS (Threshold=0.5)" [P]. [O] NMS is per class, as every
-detector here has it, and the best `limit` detections of an image are kept.
+The ensemble (docs/method.md, section 9; Tab. 7 of the paper): "an ensemble with NMS (Threshold=0.5)" [P]. [O] NMS
+is per class, as every detector here has it, and the best `limit` detections of an image are kept.
 
 The score distance (Fig. 2b): "the absolute difference between the predictions of the image in different sizes", here of
 X and of X^, its half-size copy, with the pairs of Eq. 2 (docs/method.md, sections 2, 4, 5). The paper leaves open [O]:
