@@ -16,10 +16,10 @@ import json
 import sys
 from pathlib import Path
 
-from engines import USER_ERRORS
-from study import make_runner
 from tqdm import tqdm
 
+from sed.cli.engines import USER_ERRORS
+from sed.cli.study import make_runner
 from sed.config import load_config
 from sed.data.files import save_text
 from sed.studies.study import slug, spread

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import ablate
 import pytest
-from study import make_runner
 from tqdm import tqdm
 
+from sed.cli.study import make_runner
 from sed.config import load_config
 from sed.studies.study_runs import Evaluation, Run
 
