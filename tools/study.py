@@ -3,10 +3,11 @@
     python tools/study.py --study configs/studies/digits.yaml --output output/studies/digits
 
 The file says which methods, candidates, cases and seeds (sed/studies/study_file.py; configs/studies has examples).
-Every method has the same steps, labels, weights and order of data by seed, and the supervised baseline's burn-in. Candidates are
-compared on the tune set with seeds of their own; nothing is chosen on the test set. Finished runs are kept and never
-repeated: the command can be stopped at any time, killed too, and given again. Leaves choices.md, table.md, results.json
-and, where the file has `sizes`, ap_by_size.png and ap_by_scale.png, all of the methods that --only names, else of all.
+Every method has the same steps, labels, weights and order of data by seed, and the supervised baseline's burn-in.
+Candidates are compared on the tune set with seeds of their own; nothing is chosen on the test set. Finished runs are
+kept and never repeated: the command can be stopped at any time, killed too, and given again. Leaves choices.md,
+table.md, results.json and, where the file has `sizes`, ap_by_size.png and ap_by_scale.png, all of the methods that
+--only names, else of all.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the entry scripts ask of this engine: trained detectors, data, training views and drawing.
+"""Trained detectors on Detectron2, and the data that are drawn and predicted: all without training.
 
 Images are read and resized as Detectron2's `DefaultPredictor` does it, so that detections are the same; pictures are
 drawn by its `Visualizer` with the names and colours of its `MetadataCatalog`.

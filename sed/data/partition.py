@@ -59,7 +59,7 @@ def partition(
 
     Args:
         load_train: reads the labelled set.
-        load_unlabeled: reads the unlabelled one; None: there is none. Not called for the supervised control.
+        load_unlabeled: reads the unlabelled one; None: there is none. Not called for the supervised baseline.
         load_tests: reads the sets to evaluate on.
         divide: how to divide the labelled set.
         method: SEMI.METHOD; every one but "supervised" needs unlabelled images.

@@ -46,7 +46,7 @@ def read_full(path: str | Path) -> dict[str, Any]:
 
 # ---------------------------------------------------------------------------------------------- fitting
 def fingerprint(detector: Detector) -> dict[str, Any]:
-    """What tells one architecture from another, for people; tensors are compared by `check_fits`."""
+    """What tells one architecture from another, for people; tensors are compared by `check_same_tensors`."""
     return {
         "class": type(detector).__name__,
         "heads": sorted(detector.heads),
@@ -55,7 +55,9 @@ def fingerprint(detector: Detector) -> dict[str, Any]:
     }
 
 
-def check_fits(own: Mapping[str, Tensor], found: Mapping[str, Tensor], path: str | Path, what: str = "model") -> None:
+def check_same_tensors(
+    own: Mapping[str, Tensor], found: Mapping[str, Tensor], path: str | Path, what: str = "model"
+) -> None:
     """Raise one CheckpointError naming the first differing names and shapes, unless all agree.
 
     Batch norm's `num_batches_tracked` may be missing: old files have none.
@@ -93,7 +95,7 @@ def load_method(method: Method, full: Mapping[str, Any], path: str | Path) -> No
     what = f"{type(method.student).__name__} (made with {then}, here {now})" if then != now else "model"
     own = method.state_dict()
     found = {n: value for n, value in own.items() if not n.startswith(("student.", "teacher."))} | full["method"]
-    check_fits(own, found, path, what)
+    check_same_tensors(own, found, path, what)
     method.load_state_dict(found)
 
 
@@ -139,7 +141,7 @@ def load_weights(detector: Detector, path: str | Path, which: str = "teacher") -
         raise CheckpointError(f"{path}: holds no tensors by name; expected a state_dict or {{'model': state_dict}}")
     own, plain = detector.state_dict(), detector.plain_state_dict()
     target = own if sum(n in own for n in state) > sum(n in plain for n in state) else plain
-    check_fits(target, state, path)
+    check_same_tensors(target, state, path)
     live = {tensor.data_ptr() for tensor in own.values()}
     with torch.no_grad():
         for name, value in state.items():

@@ -50,7 +50,7 @@ class BatchStream(Protocol):
 
 @dataclass(frozen=True)
 class LoopOptions:
-    """How long and how often.
+    """How long and how often; the defaults of what a config sets are in `sed.defaults`.
 
     Attributes:
         max_iter: optimizer steps of the whole run.
@@ -58,18 +58,18 @@ class LoopOptions:
         checkpoint_period: steps between checkpoints.
         checkpoints_kept: how many stay.
         eval_period: steps between evaluations; 0: at the end only.
-        log_period: steps between two transfers of losses to the host.
         collapse_steps: warn when the teacher finds nothing for so many steps; 0: never.
+        log_period: steps between two transfers of losses to the host.
         max_skipped: so many non-finite steps in a row stop the training.
     """
 
     max_iter: int
-    accumulate: int = 1
-    checkpoint_period: int = 5000
-    checkpoints_kept: int = 2
-    eval_period: int = 5000
+    accumulate: int
+    checkpoint_period: int
+    checkpoints_kept: int
+    eval_period: int
+    collapse_steps: int
     log_period: int = 20
-    collapse_steps: int = 1000
     max_skipped: int = 20
 
 

@@ -1,4 +1,4 @@
-"""Two watchmen beside the loop: for steps that are not finite, and for a collapsed teacher."""
+"""Checks beside the training loop: steps whose loss is not finite are counted, a collapsed teacher is warned of."""
 
 from __future__ import annotations
 
