@@ -106,7 +106,7 @@ def step_cost(setting: Setting) -> list[Row]:
     return [
         Row("SED step / supervised step", total / seconds["supervised"], None),
         Row(
-            "floor of passes (docs/method.md 8, region heads counted) / supervised step",
+            "floor of passes (region heads counted) / supervised step",
             floor / seconds["supervised"],
             None,
         ),
