@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     log = logging.getLogger("sed.data")
     level = log.level
-    log.setLevel(logging.ERROR)  # what loading would warn of is told below, item by item
+    log.setLevel(logging.ERROR)  # what loading would warn of is listed below, item by item
     try:
         if args.num_gpus < 1:
             raise ConfigError(f"--num-gpus is {args.num_gpus}; it must be at least 1")

@@ -100,7 +100,7 @@ def predictions(engine: Engine, cfg: CfgNode, count: int, weights: str, threshol
 
 
 def views(engine: Engine, cfg: CfgNode, count: int) -> Iterator[list[Cell]]:
-    """The views as training makes them, of the labelled images, whose boxes show that they fit.
+    """Weak, strong and half-size views of labelled images as training makes them; their boxes show that they fit.
 
     Unlabelled images go through the same code; their boxes are not known to it.
     """

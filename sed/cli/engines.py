@@ -12,7 +12,7 @@ from sed.detectors.weights import WeightsError
 from sed.runtime.checkpoint_files import CheckpointError
 from sed.runtime.engine import Engine, EngineError, select_engine
 
-# What a user can put right while predicting and drawing: told in one line, without a traceback
+# Errors that a user can put right: printed in one line, without a traceback
 USER_ERRORS = (CheckpointError, ConfigError, DataError, EngineError, WeightsError)
 _DRIVERS = {"detectron2": "sed.d2.driver", "torchvision": "sed.engine.driver"}
 

@@ -1,4 +1,4 @@
-"""From a config to the data of a run on Detectron2: its catalog, samplers and mappers, our two streams and views.
+"""From a config to the data of a run on Detectron2: its catalog, samplers and mappers feed the two streams.
 
     data = read_data(cfg)
     loader = build_train_loader(cfg, multiple, data=data)      # (labelled batch, unlabelled batch | None, step), ...
@@ -118,7 +118,7 @@ def build_train_loader(
     mapper: DatasetMapping | None = None,
     data: Data | None = None,
 ) -> DualLoader:
-    """The loader of this process.
+    """The training loader of this process: labelled and unlabelled batches, step by step.
 
     Args:
         cfg: the run.

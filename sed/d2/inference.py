@@ -79,7 +79,7 @@ test_mapper.__test__ = False  # type: ignore[attr-defined]  # not a pytest funct
 
 
 def train_set(cfg: CfgNode) -> Dataset:
-    """DATASETS.TRAIN as it is annotated."""
+    """All of DATASETS.TRAIN with its annotations, before any split."""
     return datasets_of(cfg.DATASETS.TRAIN, cfg.DATASETS.IMAGE_ROOT)
 
 

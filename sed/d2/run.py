@@ -117,7 +117,7 @@ def evaluate_only(cfg: CfgNode, resume: bool = False, which: str = "teacher") ->
 
 
 def _setup(cfg: CfgNode, eval_only: bool = False) -> None:
-    """Detectron2's own set-up: folder, loggers (ours too), seeds."""
+    """Detectron2's own set-up of a process: output folder, loggers (this package's too), seeds."""
     cfg.freeze()
     local = int(os.environ.get("LOCAL_WORLD_SIZE", comm.get_world_size()))
     if comm.get_world_size() > 1 and getattr(comm, "_LOCAL_PROCESS_GROUP", True) is None:

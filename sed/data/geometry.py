@@ -151,7 +151,7 @@ def build_geometric(kind: str, level: float, seed: int) -> GeometricAugmentation
 
 
 def log_dropped(geometric: GeometricAugmentation | None, records: Sequence[dict[str, Any]], stream: int) -> None:
-    """Say once what the augmentation costs in labels, from the first images: workers could only tell in pieces."""
+    """Log once how many boxes the augmentation drops, measured on the first images; workers would log it in pieces."""
     if geometric is not None:
         few = records[:_COUNTED]
         lost, total = geometric.dropped(few, stream)

@@ -16,7 +16,7 @@ from sed.data.splits import split
 
 @dataclass(frozen=True)
 class Data:
-    """The images of a run; the three sets share none.
+    """The data of a run: labelled, unlabelled and test images; the three share none.
 
     Attributes:
         labeled: its classes are the run's. Its records are packed (`sed.data.records`).

@@ -1,4 +1,4 @@
-"""From a config to the parts of a run. Below this file there are no config objects, only scalars."""
+"""From a config to the parts of a run on the native engine: data, detector, trainer. Those take scalars alone."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def read_data(cfg: CfgNode) -> Data:
 
 
 def build_test_set(cfg: CfgNode) -> Dataset:
-    """DATASETS.TEST; its number of classes is checked against the config."""
+    """Read DATASETS.TEST as one set; its number of classes is checked against the config."""
     if not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST is empty: set it to the name or the COCO json of the images to evaluate on")
     test = load_datasets(cfg.DATASETS.TEST, cfg.DATASETS.IMAGE_ROOT)
@@ -115,7 +115,7 @@ def build_evaluator(cfg: CfgNode, test: Dataset, device: torch.device) -> Callab
 
 # ---------------------------------------------------------------------------------------------- model
 def detector_spec(cfg: CfgNode) -> DetectorSpec:
-    """The detector that MODEL and TEST describe."""
+    """The detector that the sections MODEL and TEST of the config describe."""
     m, t = cfg.MODEL, cfg.TEST
     one_stage = m.META_ARCHITECTURE.endswith("RetinaNet")
     backbones = {"build_resnet_fpn_backbone": "resnet", "build_small_fpn_backbone": "small"}

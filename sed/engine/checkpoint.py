@@ -33,7 +33,7 @@ def save(state: dict[str, Any], folder: str | Path, step: int, kept: int) -> Pat
 
 
 def read_full(path: str | Path) -> dict[str, Any]:
-    """A full checkpoint.
+    """The content of a full checkpoint file.
 
     Raises:
         CheckpointError: as `read`; also for another kind of file.
@@ -46,7 +46,7 @@ def read_full(path: str | Path) -> dict[str, Any]:
 
 # ---------------------------------------------------------------------------------------------- fitting
 def fingerprint(detector: Detector) -> dict[str, Any]:
-    """What tells one architecture from another, for people; tensors are compared by `check_same_tensors`."""
+    """A short description of an architecture for error messages; tensors are compared by `check_same_tensors`."""
     return {
         "class": type(detector).__name__,
         "heads": sorted(detector.heads),
@@ -84,7 +84,7 @@ def check_same_tensors(
 
 
 def load_method(method: Method, full: Mapping[str, Any], path: str | Path) -> None:
-    """Student and teacher from a full checkpoint, and the method's own state where the file has one.
+    """Load student and teacher from a full checkpoint, and the method's own state where the file has one.
 
     A checkpoint of another method's burn-in has none (running histograms); then it starts anew.
 
@@ -100,12 +100,12 @@ def load_method(method: Method, full: Mapping[str, Any], path: str | Path) -> No
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The optimizer's state and its kind."""
+    """The optimizer's state_dict and the name of its class, for a checkpoint."""
     return {"kind": type(optimizer).__name__, "state": optimizer.state_dict()}
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, found: Mapping[str, Any], path: str | Path) -> None:
-    """What `optimizer_state` returned.
+    """Load what `optimizer_state` returned into `optimizer`.
 
     Raises:
         CheckpointError: for another optimizer or other parameter groups.
@@ -120,7 +120,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, found: Mapping[str, Any], p
 
 
 def load_weights(detector: Detector, path: str | Path, which: str = "teacher") -> None:
-    """Weights of one detector from a plain file ({"model": ...} or a bare state_dict) or a full checkpoint.
+    """Load one detector from a plain file ({"model": ...} or a bare state_dict) or a full checkpoint.
 
     Args:
         detector: filled in place.

@@ -34,7 +34,7 @@ def load_detector(cfg: CfgNode, weights: str, which: str = "teacher") -> Detecto
 
 
 def train_set(cfg: CfgNode) -> Dataset:
-    """DATASETS.TRAIN as it is annotated."""
+    """All of DATASETS.TRAIN with its annotations, before any split."""
     return load_datasets(cfg.DATASETS.TRAIN, cfg.DATASETS.IMAGE_ROOT)
 
 

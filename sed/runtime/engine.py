@@ -46,7 +46,7 @@ class Engine(Protocol):
         """One data set, by its name or path."""
 
     def train_set(self, cfg: Any) -> Dataset:
-        """DATASETS.TRAIN as it is annotated."""
+        """All of DATASETS.TRAIN with its annotations, before any split."""
 
     def test_set(self, cfg: Any) -> Dataset:
         """DATASETS.TEST with its annotations; its number of classes is checked against the config."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-FEW = 0.5  # a teacher that finds less in a step, on all its images together, has as good as nothing to teach
+FEW = 0.5  # confident detections a step, on all images together; a teacher with fewer counts as collapsed
 
 
 class TrainingError(RuntimeError):
@@ -18,12 +18,12 @@ class TrainingError(RuntimeError):
 
 @dataclass
 class Counters:
-    """What a run remembers beside its weights; part of every checkpoint.
+    """Skipped steps, the state of the collapse warning, best and last evaluation; part of every checkpoint.
 
     Attributes:
         skipped: non-finite steps in all.
         skipped_in_row: non-finite steps since the last good one.
-        silent: steps since the teacher last found something (`FEW`).
+        silent: steps since the teacher last had confident detections (at least `FEW` a step).
         warned: whether the collapse warning was given.
         best_step: steps done when the best teacher was evaluated; -1 before the first evaluation.
         best: the best teacher's evaluation.

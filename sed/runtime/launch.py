@@ -1,4 +1,4 @@
-"""Processes: one, several on this machine, several machines, or whatever torchrun started.
+"""Start the processes of a run: one, several on this machine, on several machines, or those that torchrun started.
 
 All distributed work is `torch.distributed`: NCCL on GPUs, gloo on CPUs, where `--num-gpus N` means
 N CPU processes.
@@ -51,7 +51,7 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def launch_main(main_fn: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
-    """`launch` with the flags of `make_parser`; what goes wrong ends this process with a message or a status."""
+    """`launch` with the flags of `make_parser`; errors end this process with a message or a status."""
     try:
         launch(main_fn, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (args,))
     except LaunchError as error:

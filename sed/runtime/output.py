@@ -39,7 +39,7 @@ class OutputError(RuntimeError):
 
 
 def claim_folder(folder: str | Path, resume: bool) -> Path | None:
-    """Make `folder` this run's.
+    """Make `folder` this run's output folder, unless it holds another run.
 
     Returns:
         The checkpoint to go on from; None where the run starts.

@@ -40,7 +40,7 @@ class ReportError(ValueError):
 
 @dataclass(frozen=True)
 class RunResults:
-    """One finished run.
+    """What one finished run was and measured, read from its folder.
 
     Attributes:
         label: its name on the page.
@@ -106,7 +106,7 @@ def write_results(folder: str | Path, scores: Mapping[str, Mapping[str, float]],
 
 
 def read_run(folder: str | Path, label: str) -> RunResults:
-    """A finished run.
+    """Read a finished run's folder.
 
     Raises:
         ReportError: where one of its three files is missing or broken.

@@ -36,7 +36,7 @@ class StudyMethod:
         options: what it changes in the config.
         candidates: name -> what else it may change; which one is chosen on the tune set. Empty: nothing is chosen.
         like: the method whose options (and choice) come before its own; "": none.
-        own_burn_in: train from its beginning. So does, unasked, whatever differs from the baseline in burn-in.
+        own_burn_in: train from its beginning. So does, unasked, what differs from the supervised baseline in burn-in.
     """
 
     options: Words = ()
@@ -57,7 +57,7 @@ class Study:
         tune_seeds: seed s is SEED s and SEMI.FOLD s: labels, weights, order and augmentation.
         seeds: those that are reported; they share none with `tune_seeds`.
         cases: name -> options; the first is the main one, in which choices are made.
-        methods: name -> method, in the table's order; the first is the baseline, whose burn-in is everybody's.
+        methods: name -> method, in the table's order; the first is the supervised baseline, whose burn-in all share.
         reference: the method that all others are compared with.
         equal_seconds: methods that also run for as long as the reference takes.
         sizes: short sides of the test images for AP against input scale; empty: no such pictures.
@@ -77,12 +77,12 @@ class Study:
 
     @property
     def baseline(self) -> str:
-        """The first method."""
+        """The supervised baseline: the first method."""
         return next(iter(self.methods))
 
     @property
     def main_case(self) -> str:
-        """The first case."""
+        """The first case, in which choices are made."""
         return next(iter(self.cases))
 
     def words(self, case: str, method: str, seed: int, chosen: Mapping[str, str]) -> Words:
@@ -161,7 +161,7 @@ def _mistakes(study: Study) -> list[tuple[object, str]]:
         (bad, f"like of {', '.join(bad)}: expected a method that is not like another, and no candidates; {known}"),
         (
             study.baseline in (*tuned, *likes),
-            f"{study.baseline} is the baseline (the first): no candidates, no like",
+            f"{study.baseline} is the supervised baseline (the first): no candidates, no like",
         ),
         (tuned and not (study.tune and study.tune_seeds), f"{', '.join(tuned)} are tuned; give tune and tune_seeds"),
         (shared, f"seeds and tune_seeds share {shared}: what is chosen on a seed is not reported on it"),

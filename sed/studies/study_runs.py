@@ -1,7 +1,7 @@
 """The runs of a study: each is trained once and kept, goes on after a kill, and is evaluated in a process of its own.
 
 All methods of a seed share labels, weights and the order of the data, so that their burn-in is one and the same
-supervised training: the baseline runs it, the others resume from its checkpoint, which is exact (tests/engine holds
+supervised training: the supervised baseline runs it, the others resume from its checkpoint, which is exact (tests/engine holds
 resume to be bit for bit). Whatever differs in burn-in trains from its own beginning.
 
     <folder>/asked.json     what the run was asked for; the folder appears in one rename, with the checkpoint in it
@@ -69,7 +69,7 @@ class Run:
         folder: its OUTPUT_DIR.
         words: all other overrides of the config.
         test: see there.
-        baseline: the run whose burn-in it shares wherever its own is the same; None: it is a baseline.
+        baseline: the supervised run whose burn-in it shares wherever its own is the same; None: it is one itself.
         own_burn_in: it shares none.
     """
 
@@ -111,7 +111,7 @@ class Runner:
 
     # ------------------------------------------------------------------------------------------ many runs
     def run_all(self, runs: Sequence[Run]) -> dict[Path, Result]:
-        """Do what is missing; runs of equal configs are one run. A failing run does not stop the others.
+        """Train and evaluate what is not finished; equal configs are one run. A failing run does not stop the others.
 
         Returns:
             folder -> {"seconds_per_step": median of those after burn-in, "steps", "steps_after_burn_in", "code": see
@@ -161,13 +161,13 @@ class Runner:
         return self._configs[words]
 
     def shares_burn_in(self, run: Run) -> bool:
-        """Whether it may start from its baseline's checkpoint."""
+        """Whether a run may start from its baseline's checkpoint at the end of burn-in."""
         if run.baseline is None or run.own_burn_in:
             return False
         return same_burn_in(self.config(run.words), self.config(run.baseline.words))
 
     def changes(self, words: Words) -> dict[str, Any]:
-        """What some overrides and the config file change in the defaults."""
+        """The keys that the config file and some overrides set to other values than the defaults."""
         asked = self._asked(self.config(words))
         return {key: value for key, value in asked["config"].items() if value != asked["defaults"].get(key)}
 
@@ -214,7 +214,7 @@ class Runner:
             return
         burnt_in = self._burnt_in(run, cfg)
         run.folder.parent.mkdir(parents=True, exist_ok=True)
-        for left_over in run.folder.parent.glob(f".{run.folder.name}.*.tmp"):  # somebody was killed here
+        for left_over in run.folder.parent.glob(f".{run.folder.name}.*.tmp"):  # of a process that was killed
             shutil.rmtree(left_over)
         work = run.folder.with_name(f".{run.folder.name}.{os.getpid()}.tmp")
         work.mkdir()
@@ -233,7 +233,9 @@ class Runner:
             time.sleep(POLL_SECONDS)
         if not path.exists() and baseline is not None:
             baseline.result()  # raises what went wrong there
-        return path if path.exists() else None  # somebody deleted it: from the beginning it is the same, only slower
+        return (
+            path if path.exists() else None
+        )  # deleted by hand: trained from its beginning the run is the same, only slower
 
     # ------------------------------------------------------------------------------------------ what is asked
     def _asked(self, cfg: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,11 @@ def choices(study: Study, tuned: Tuned, chosen: Mapping[str, str]) -> str:
     lines += ["The budget of a method is its number of candidates. Mean ± standard deviation over seeds."]
     for name, rows in tuned.items():
         candidates = study.methods[name].candidates
-        title = f"{name}: budget {len(candidates)}, chosen: {chosen[name]}" if candidates else f"{name}: the baseline"
+        title = (
+            f"{name}: budget {len(candidates)}, chosen: {chosen[name]}"
+            if candidates
+            else f"{name}: the supervised baseline"
+        )
         lines += ["", f"## {title}", "", "| candidate | options | AP | AP, half-size input |", "| --- " * 4 + "|"]
         for candidate, results in rows.items():
             words = " ".join((*study.methods[name].options, *candidates.get(candidate, ())))

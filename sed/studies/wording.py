@@ -1,4 +1,4 @@
-"""How numbers over seeds, and names of folders, are written."""
+"""How numbers over seeds and names of folders are written in tables and paths."""
 
 from __future__ import annotations
 
@@ -28,5 +28,5 @@ def interval(differences: Sequence[float], digits: int = 1) -> str:
 
 
 def slug(name: str) -> str:
-    """A name as a folder's."""
+    """A name as the name of a folder: letters, digits and underscores."""
     return "".join(c if c.isalnum() else "_" for c in name)

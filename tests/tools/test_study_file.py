@@ -95,7 +95,7 @@ def test_a_whole_file_is_read(tmp_path) -> None:
         ({"methods": {**METHODS, "x": {"option": ""}}}, "method x: unknown key option; the nearest of .* is options"),
         ({"methods": {**METHODS, "x": {"like": "y"}}}, "like of x: expected a method that is not like another"),
         ({"methods": {**METHODS, "x": {"like": "plus", "candidates": {"a": ""}}}}, "like of x: .* and no candidates"),
-        ({"methods": {"plus": {"candidates": {"a": ""}}}}, "plus is the baseline"),
+        ({"methods": {"plus": {"candidates": {"a": ""}}}}, "plus is the supervised baseline"),
     ],
 )
 def test_what_makes_no_sense_is_told_with_file_and_key(tmp_path, changes, message) -> None:
