@@ -1,8 +1,8 @@
 """The runs of a study: each is trained once and kept, goes on after a kill, and is evaluated in a process of its own.
 
 All methods of a seed share labels, weights and the order of the data, so that their burn-in is one and the same
-supervised training: the supervised baseline runs it, the others resume from its checkpoint, which is exact (tests/engine
-holds resume to be bit for bit). Whatever differs in burn-in trains from its own beginning.
+supervised training: the supervised baseline runs it, the others resume from its checkpoint, which is exact
+(tests/engine compares bit by bit). Whatever differs in burn-in trains from its own beginning.
 
     <folder>/asked.json     what the run was asked for; the folder appears in one rename, with the checkpoint in it
     <folder>/result.json    its cost and its evaluation: the run is finished
