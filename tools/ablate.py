@@ -16,15 +16,15 @@ import json
 import sys
 from pathlib import Path
 
-from engines import USER_ERRORS
-from study import make_runner
 from tqdm import tqdm
 
+from sed.cli.engines import USER_ERRORS
+from sed.cli.study import make_runner
 from sed.config import load_config
 from sed.data.files import save_text
-from sed.studies.study import slug, spread
 from sed.studies.study_file import Words
 from sed.studies.study_runs import Evaluation, Result, Run
+from sed.studies.wording import slug, spread
 
 Results = dict[str, dict[int, Result]]  # arm -> seed -> result
 CONTROL = "supervised"
@@ -92,7 +92,7 @@ def main() -> None:
             runs = make_runs(wanted, args)
             needed = [row for row in runs.values() if any(map(runner.shares_burn_in, row))]
             if CONTROL not in wanted and needed:  # their burn-in
-                runs[CONTROL] = [run.control for run in needed[0]]
+                runs[CONTROL] = [run.baseline for run in needed[0]]
             found = runner.run_all([run for row in runs.values() for run in row])
     except USER_ERRORS as error:
         sys.exit(f"error: {error}")

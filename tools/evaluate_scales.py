@@ -21,10 +21,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from engines import USER_ERRORS, pick_trained
 from fvcore.common.config import CfgNode
 from tqdm import tqdm
 
+from sed.cli.engines import USER_ERRORS, pick_trained
 from sed.config import ConfigError
 from sed.data.files import save_text
 from sed.data.loaders import test_loader

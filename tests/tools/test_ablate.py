@@ -12,9 +12,9 @@ from pathlib import Path
 
 import ablate
 import pytest
-from study import make_runner
 from tqdm import tqdm
 
+from sed.cli.study import make_runner
 from sed.config import load_config
 from sed.studies.study_runs import Evaluation, Run
 
@@ -46,7 +46,7 @@ def test_what_changes_burn_in_does_not_share_it() -> None:
     runner = make_runner(BASE, 1, tqdm(disable=True))
     runs = {name: Run(Path(name), ablate.make_arm(name, BASE, []), Evaluation("")) for name in ablate.ARMS}
     control = runs.pop(ablate.CONTROL)
-    alone = {name for name, run in runs.items() if not runner.shares_burn_in(replace(run, control=control))}
+    alone = {name for name, run in runs.items() if not runner.shares_burn_in(replace(run, baseline=control))}
     assert alone == {"distillation, wide jitter", *(f"RetinaNet, scale, rate {2**s}" for s in (1, 2, 3, 4))}
 
 
