@@ -80,7 +80,7 @@ class SED(Method):
         self.options = o = options or SEDOptions()
         if o.reweight.over_processes and sum_over_processes is None:
             raise ValueError(
-                "SED: options.reweight.over_processes needs sum_over_processes (sed.runtime.launch has one)"
+                "SED: REWEIGHT.OVER_PROCESSES needs sum_over_processes (sed.runtime.launch has one)"
             )
         over = sum_over_processes if o.reweight.over_processes else None
         self.reweight = make_reweight(o.reweight.kind, o.reweight.bins, over)
