@@ -20,16 +20,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engines import USER_ERRORS
-from study import make_runner
 from tqdm import tqdm
 
+from sed.cli.engines import USER_ERRORS
+from sed.cli.study import make_runner
 from sed.config import load_config
 from sed.data.files import save_text
 from sed.defaults import CLASSES_KEYS
-from sed.studies.study import slug, spread
 from sed.studies.study_file import Words
 from sed.studies.study_runs import Evaluation, Result, Run
+from sed.studies.wording import slug, spread
 
 Results = dict[str, dict[str, Result]]  # arm -> case -> result
 SUPERVISED, RETINANET_SUPERVISED = "supervised", "RetinaNet, supervised"  # the baseline of each detector
@@ -110,7 +110,7 @@ def main() -> None:
             runs = make_runs(wanted, cases, args)
             for arm, row in list(runs.items()):  # baselines that no table asks for, where a burn-in is theirs
                 if any(map(runner.shares_burn_in, row)):
-                    runs.setdefault(detector_of(arm), [run.control for run in row if run.control])
+                    runs.setdefault(detector_of(arm), [run.baseline for run in row if run.baseline])
             bar.total = sum(map(len, runs.values()))
             found = runner.run_all([run for row in runs.values() for run in row])
     except USER_ERRORS as error:

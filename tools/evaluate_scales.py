@@ -3,12 +3,12 @@
     python tools/evaluate_scales.py --config-file F --weights model_final.pth --sizes 64 128 192 --all --output out.json
 
 writes {"sizes": {"64": {"AP": ..., "AP50": ..., ...}, ...}, "seconds": {"64": ..., ...}} of DATASETS.TEST. A size is
-the short side of the images, and INPUT.MAX_SIZE_TEST changes with it in proportion; 480x1333 says both, short side and
-long limit (Tab. 7: 480x1333 800x1333 1200x1400). Seconds are those of an image from batch to detections, without
-reading it; those of the ensemble are of all sizes and of its NMS. With --all also "ensemble", the metrics of the detections of all
-sizes together and "gain", its AP less that at INPUT.MIN_SIZE_TEST and INPUT.MAX_SIZE_TEST, which must be one of the
-sizes; and "score_distance" between that size and half of it. What these are: sed/evaluation/scales.py. Words at the end
-are KEY VALUE overrides of the config (not right after --sizes).
+the short side of the images, and INPUT.MAX_SIZE_TEST changes with it in proportion; 480x1333 says both, short side
+and long limit (Tab. 7: 480x1333 800x1333 1200x1400). Seconds are those of an image from batch to detections, without
+reading it; those of the ensemble are of all sizes and of its NMS. With --all also "ensemble", the metrics of the
+detections of all sizes together and "gain", its AP less that at INPUT.MIN_SIZE_TEST and INPUT.MAX_SIZE_TEST, which
+must be one of the sizes; and "score_distance" between that size and half of it. What these are:
+sed/evaluation/scales.py. Words at the end are KEY VALUE overrides of the config (not right after --sizes).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from engines import USER_ERRORS, pick_trained
 from fvcore.common.config import CfgNode
 from tqdm import tqdm
 
+from sed.cli.engines import USER_ERRORS, pick_trained
 from sed.config import ConfigError
 from sed.data.files import save_text
 from sed.data.loaders import test_loader

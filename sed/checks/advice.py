@@ -1,7 +1,7 @@
 """Settings for a user's data: what to write into the config, each with its reason.
 
 They are starting points made from sizes and counts, not results of a search: what they lean on are
-configs/custom.yaml (4 labelled and 4 unlabelled images on one GPU) and the paper's recipes (METHOD 9).
+configs/custom.yaml (4 labelled and 4 unlabelled images on one GPU) and the paper's recipes (docs/method.md, section 9).
 """
 
 from __future__ import annotations

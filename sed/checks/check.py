@@ -141,7 +141,7 @@ def _check_keys(names: Mapping[str, Sequence[str]], setup: Setup, found: Finding
 
 
 def _rewritten(source: Source, found: Findings) -> bool:
-    """Its boxes are written in another form, so that nothing can be counted."""
+    """Whether a set's boxes seem to be written in another form (corners, fractions), so that none can be counted."""
     return any(found.counts[code, source.file] for code in ("boxes-corners", "boxes-normalised"))
 
 
@@ -201,7 +201,7 @@ def _entries(sources: Sequence[Source], labelled: Sequence[np.ndarray]) -> Itera
 
 
 def _check_loads(sources: Sequence[Source], image_root: str, read: Reader, found: Findings) -> None:
-    """The loader of training has the last word."""
+    """Load the set as training does; what the loader refuses is an error too."""
     for source in sources:
         if source.structured and not found.has("error", source.file):
             try:

@@ -54,7 +54,7 @@ def _same(entries: Sequence[Entry], facts: dict[str, Facts], found: Findings) ->
             copies.add(index)
             across = [other for other in earlier if other.role != mine.role]
             if not across and any(other.path == mine.path and other.file == mine.file for other in earlier):
-                continue  # one file under two ids: told by the json's own check
+                continue  # one file under two ids: the check of the json reports it
             other = (across or earlier)[0]
             how = "the same file" if other.path == mine.path else "byte for byte the same"
             text = f"in the {mine.role} set; {how} as {other.item} of the {other.role} set ({other.path})"

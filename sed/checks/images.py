@@ -161,7 +161,7 @@ def check_images(source: Source, facts: dict[str, Facts], found: Findings) -> No
         if source.role == UNLABELLED and said == (0, 0):
             record["width"], record["height"] = said = upright
         if said == (0, 0):
-            continue  # told already
+            continue  # reported already
         if said not in (stored, upright):
             turned = said == upright[::-1]
             text = f"the file is {_size(upright)}, {source.file} says {_size(said)}"

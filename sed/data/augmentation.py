@@ -1,7 +1,8 @@
-"""Weak geometry and the strong view of METHOD 2, on uint8 RGB images in [H, W, 3] order, with OpenCV.
+"""Weak geometry and the strong view (docs/method.md, section 2) of uint8 RGB images [H, W, 3], with OpenCV.
 
-Where the time goes (METHOD 13) decides the form: colour and greyscale are one 3x4 matrix (`cv2.transform`),
-the blur kernel is no longer than sigma needs, cutout noise is cut from a pool, and nothing leaves uint8.
+Where the time goes decides the form (docs/method.md, section 13): colour and greyscale are one 3x4 matrix
+(`cv2.transform`), the blur kernel is no longer than sigma needs, cutout noise is cut from a pool, and nothing leaves
+uint8.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def flip(image: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class StrongAugmentation:
-    """The strong view: colour jitter, greyscale, blur and three cutouts, each with METHOD 2's probability.
+    """The strong view: colour jitter, greyscale, blur and three cutouts, each with the paper's probability.
 
     No geometry: the boxes of the weak view are those of the strong one.
 
@@ -125,7 +126,7 @@ def colour_matrix(rng: np.random.Generator, mean: Callable[[], np.ndarray]) -> n
 
 
 def blur(image: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian blur; METHOD 2's kernel of 23 pixels without the ends that weigh nothing (beyond 4 sigma)."""
+    """Gaussian blur; the paper's kernel of 23 pixels without the ends that weigh nothing (beyond 4 sigma)."""
     side = min(23, 2 * math.ceil(4 * sigma) + 1)
     return cv2.GaussianBlur(image, (side, side), sigma)
 

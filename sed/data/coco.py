@@ -2,7 +2,7 @@
 
 What makes training impossible or wrong is one DataError that names the file and the item: not COCO, a missing
 image, an unknown category or image id, a duplicate id, a box with NaN. What training can go on without is
-done and told in one counted warning: boxes of zero size or outside the image are dropped, boxes that stick
+done and reported in one counted warning: boxes of zero size or outside the image are dropped, boxes that stick
 out are clipped.
 """
 

@@ -1,4 +1,4 @@
-"""The digits benchmark (METHOD 12): real handwritten digits on cluttered backgrounds, made on the spot.
+"""The digits benchmark: real handwritten digits on cluttered backgrounds, made on the spot.
 
 The glyphs are scikit-learn's bundled `load_digits` (1797 real 8x8 scans). They are split by index, that is by
 writer: the first 70 % are used for the train images, the next 15 % for tune, the last 15 % for test, so that

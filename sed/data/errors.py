@@ -1,4 +1,4 @@
-"""The one exception of the data room."""
+"""The one exception of sed.data."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The geometric augmentation of the paper's A.2: RandAugment's rotate, translate and shear, one of them an image.
 
 It turns the weak view itself, before the other views are made of it, so that X_w, X_s, X^ and the teacher share one
-geometry and anchors still align (METHOD 2). What the paper leaves open [O]:
+geometry and anchors still align (docs/method.md, section 2). What the paper leaves open [O]:
 
 - Level 5 of RandAugment's 10 means half of its largest magnitudes, which its implementations agree on: 30 degrees, a
   shear of 0.3, and 0.45 of the side (100 of 224 pixels; as a share, so that the image's size does not matter). As
@@ -151,7 +151,7 @@ def build_geometric(kind: str, level: float, seed: int) -> GeometricAugmentation
 
 
 def log_dropped(geometric: GeometricAugmentation | None, records: Sequence[dict[str, Any]], stream: int) -> None:
-    """Say once what the augmentation costs in labels, from the first images: workers could only tell in pieces."""
+    """Log once how many boxes the augmentation drops, measured on the first images; workers would log it in pieces."""
     if geometric is not None:
         few = records[:_COUNTED]
         lost, total = geometric.dropped(few, stream)

@@ -16,7 +16,7 @@ from sed.data.splits import split
 
 @dataclass(frozen=True)
 class Data:
-    """The images of a run; the three sets share none.
+    """The data of a run: labelled, unlabelled and test images; the three share none.
 
     Attributes:
         labeled: its classes are the run's. Its records are packed (`sed.data.records`).
@@ -59,7 +59,7 @@ def partition(
 
     Args:
         load_train: reads the labelled set.
-        load_unlabeled: reads the unlabelled one; None: there is none. Not called for the supervised control.
+        load_unlabeled: reads the unlabelled one; None: there is none. Not called for the supervised baseline.
         load_tests: reads the sets to evaluate on.
         divide: how to divide the labelled set.
         method: SEMI.METHOD; every one but "supervised" needs unlabelled images.

@@ -47,7 +47,7 @@ def load_voc(
 
     Raises:
         DataError: for whatever is missing or cannot be read, an unknown class, a box that is none; also for a labelled
-            split without any usable box. Boxes without size or outside their image are dropped, counted and told.
+            split without any usable box. Boxes without size or outside their image are dropped, counted and reported.
     """
     folder, images = Path(folder), Path(folder) / "JPEGImages"
     listing = folder / "ImageSets" / "Main" / f"{split}.txt"

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import ablate
 import pytest
-from study import make_runner
 from tqdm import tqdm
 
+from sed.cli.study import make_runner
 from sed.config import load_config
 from sed.data.digits import make_digits
 from sed.studies.study_runs import Evaluation, Run
@@ -49,9 +49,9 @@ def test_what_changes_burn_in_does_not_share_it() -> None:
     runner = make_runner(BASE, 1, tqdm(disable=True))
     runs = {name: Run(Path(name), ablate.make_arm(name, BASE, []), Evaluation("")) for name in ablate.ARMS}
     baselines = {name: runs.pop(name) for name in (ablate.SUPERVISED, ablate.RETINANET_SUPERVISED)}
-    own = {name: replace(run, control=baselines[ablate.detector_of(name)]) for name, run in runs.items()}
+    own = {name: replace(run, baseline=baselines[ablate.detector_of(name)]) for name, run in runs.items()}
     assert {name for name, run in own.items() if not runner.shares_burn_in(run)} == {"distillation, wide jitter"}
-    other = [replace(run, control=baselines[ablate.SUPERVISED]) for name, run in own.items() if "RetinaNet" in name]
+    other = [replace(run, baseline=baselines[ablate.SUPERVISED]) for name, run in own.items() if "RetinaNet" in name]
     assert len(other) == 5
     assert not any(map(runner.shares_burn_in, other))  # another detector
 
@@ -84,11 +84,11 @@ def test_every_fold_has_every_seed() -> None:
     args = argparse.Namespace(config_file=BASE, opts=[], test="coco_2017_val", output=Path("out"))
     runs = ablate.make_runs(["scale", ablate.SUPERVISED, "RetinaNet, scale, rate 1"], cases, args)
     assert [run.folder.name for run in runs["scale"]] == ["scale-3-fold0", "scale-3-fold2"]
-    assert [run.control for run in runs["scale"]] == runs[ablate.SUPERVISED]
+    assert [run.baseline for run in runs["scale"]] == runs[ablate.SUPERVISED]
     assert [load_config(BASE, run.words).SEMI.FOLD for run in runs["scale"]] == [0, 2]
     rate_1 = runs["RetinaNet, scale, rate 1"]
     assert [load_config(BASE, run.words).SED.MAX_SCALE for run in rate_1] == [0, 0]
-    assert all(load_config(BASE, r.control.words).SEMI.METHOD == "supervised" for r in rate_1)
+    assert all(load_config(BASE, r.baseline.words).SEMI.METHOD == "supervised" for r in rate_1)
     assert "Seeds 3; folds 0, 2;" in ablate.make_table(9, {}, [3], [0, 2])
 
 

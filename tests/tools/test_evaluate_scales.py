@@ -5,9 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import engines
 import pytest
 
+from sed.cli import engines
 from sed.data.loaders import test_loader as batches_of
 from sed.evaluation.coco import detect_all, score
 from sed.evaluation.scales import ensemble
