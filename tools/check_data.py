@@ -16,10 +16,8 @@ import logging
 import shlex
 import sys
 from collections.abc import Iterable, Iterator
-from importlib import import_module
 from pathlib import Path
 
-from engines import USER_ERRORS, pick
 from fvcore.common.config import CfgNode
 from tqdm import tqdm
 
@@ -29,8 +27,9 @@ from sed.checks.findings import ERROR, SEVERITIES
 from sed.checks.images import Facts, default_workers
 from sed.checks.json_files import KEYS
 from sed.checks.page import data_page, verdict
+from sed.cli.arguments import config_parser
+from sed.cli.engines import USER_ERRORS, pick
 from sed.config import ConfigError, leaves
-from sed.data.catalog import load_dataset
 from sed.data.files import save_text
 from sed.defaults import CLASSES_KEYS
 
@@ -39,11 +38,9 @@ SHOWN = 3  # items of one kind on the terminal
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser = config_parser(__doc__)
     parser.add_argument("--output", type=Path, default=None, metavar="FOLDER", help="default: OUTPUT_DIR/check")
     parser.add_argument("--num-gpus", type=int, default=1, help="the suggested settings are for so many (default 1)")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides")
     return parser.parse_args(arguments)
 
 
@@ -52,17 +49,16 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     log = logging.getLogger("sed.data")
     level = log.level
-    log.setLevel(logging.ERROR)  # what loading would warn of is told below, item by item
+    log.setLevel(logging.ERROR)  # what loading would warn of is listed below, item by item
     try:
         if args.num_gpus < 1:
             raise ConfigError(f"--num-gpus is {args.num_gpus}; it must be at least 1")
-        driver = pick(args.config_file, args.opts)
-        cfg = driver.load_config(args.config_file, args.opts)
-        read = import_module("sed.d2.catalog").dataset_of if driver.__name__.startswith("sed.d2") else load_dataset
+        engine = pick(args.config_file, args.opts)
+        cfg = engine.load_config(args.config_file, args.opts)
         names = {role: list(cfg.DATASETS[key.rpartition(".")[2]]) for role, key in KEYS.items()}
         workers = default_workers(cfg.DATALOADER.NUM_WORKERS)
         setup = make_setup(cfg, args.num_gpus)
-        report = check_data(names, setup, cfg.DATASETS.IMAGE_ROOT, read, workers, show_progress)
+        report = check_data(names, setup, cfg.DATASETS.IMAGE_ROOT, engine.load_dataset, workers, show_progress)
     except USER_ERRORS as error:
         sys.exit(f"error: {error}")
     finally:

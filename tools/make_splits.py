@@ -61,7 +61,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Read, choose, write, tell."""
+    """Read, choose, write the files, print what was made."""
     args = parse(arguments)
     files = [path for path in (args.annotations, args.unlabeled, args.minival, args.index_file) if path]
     runs = list(product(args.percent or [0.0], args.fold))

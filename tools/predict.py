@@ -19,17 +19,18 @@ import logging
 import os
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from engines import USER_ERRORS, pick_trained
 from fvcore.common.config import CfgNode
 from tqdm import tqdm
 
+from sed.cli.arguments import config_parser
+from sed.cli.engines import USER_ERRORS, pick_trained
 from sed.data.errors import DataError
 from sed.data.records import Dataset, Record
 from sed.evaluation.coco import detect_all, to_coco_results
 from sed.evaluation.files import ImageFiles, find_images, number_images
+from sed.runtime.engine import Engine
 
 log = logging.getLogger("predict")
 MIN_SIDE = 0.01  # pixels; a thinner box is no annotation
@@ -37,16 +38,14 @@ MIN_SIDE = 0.01  # pixels; a thinner box is no annotation
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = config_parser(__doc__, "of the training run")
     add = parser.add_argument
-    add("--config-file", required=True, metavar="FILE", help="of the training run")
     add("--weights", default="", metavar="FILE", help="default: OUTPUT_DIR's model_best.pth; or coco")
     add("--input", required=True, nargs="+", metavar="PATH", help="folders (any depth) or image files")
     add("--output", required=True, type=Path, metavar="JSON")
     add("--score-threshold", type=float, default=0.05, help="leave out detections below it (default 0.05)")
     add("--as-annotations", action="store_true", help="a whole COCO file instead of a results list")
     add("--skip-unreadable", action="store_true", help="count images that cannot be read and go on")
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides")
     return parser.parse_args(arguments)
 
 
@@ -55,12 +54,12 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        driver, cfg, weights = pick_trained(args.config_file, args.opts, args.weights)
+        engine, cfg, weights = pick_trained(args.config_file, args.opts, args.weights)
         root, files = find_images(args.input)
-        detector = driver.load_detector(cfg, weights)
-        classes = read_classes(driver, cfg, detector.num_classes)
+        detector = engine.load_detector(cfg, weights)
+        classes = read_classes(engine, cfg, detector.num_classes)
         images = ImageFiles(
-            files, number_images(files), driver.test_mapper(cfg), cfg.TEST.IMS_PER_BATCH, args.skip_unreadable
+            files, number_images(files), engine.test_mapper(cfg), cfg.TEST.IMS_PER_BATCH, args.skip_unreadable
         )
         with tqdm(total=len(files), unit="image") as bar:
 
@@ -81,12 +80,12 @@ def main(arguments: list[str] | None = None) -> None:
     log.info("%s: %d detections in %d images", args.output, len(rows), len(images.records))
 
 
-def read_classes(driver: ModuleType, cfg: CfgNode, count: int) -> Dataset:
+def read_classes(engine: Engine, cfg: CfgNode, count: int) -> Dataset:
     """Names and original ids of the categories: those of DATASETS.TEST, else numbers from 1 with a warning."""
     reason = "DATASETS.TEST is empty"
     if cfg.DATASETS.TEST:
         try:
-            classes = driver.test_classes(cfg)
+            classes = engine.test_classes(cfg)
             if len(classes.classes) == count:
                 return classes
             reason = f"{classes.name} has {len(classes.classes)} categories, the detector {count}"

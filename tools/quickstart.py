@@ -27,7 +27,7 @@ from sed.evaluation.coco import detect_all, format_table, score
 from sed.evaluation.pictures import draw_found, draw_truth
 from sed.evaluation.visualize import contact_sheet
 from sed.runtime.checkpoint_files import CheckpointError, checkpoint_path
-from sed.studies.report import Run, read_run, table_rows, verdict, write_report, write_results
+from sed.studies.report import RunResults, read_run, table_rows, verdict, write_report, write_results
 from sed.studies.side_by_side import Arm, ArmError, run_side_by_side
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,9 +67,9 @@ def main(arguments: list[str] | None = None) -> None:
             write_results(arm.folder, scores, dataset=TEST_SET, command=line, seconds=spent)
     except (ArmError, CheckpointError, ConfigError, DataError) as error:
         sys.exit(f"error: {error}")
-    control, treated = (read_run(arm.folder, arm.label) for arm in arms.values())
-    report(place / "report.html", control, treated, test, found, args.opts)
-    print(f"\n{format_table(table_rows(control, treated))}\n\n{verdict(control, treated)}\n")
+    baseline, treated = (read_run(arm.folder, arm.label) for arm in arms.values())
+    report(place / "report.html", baseline, treated, test, found, args.opts)
+    print(f"\n{format_table(table_rows(baseline, treated))}\n\n{verdict(baseline, treated)}\n")
     print(f"Report: {place}/report.html")
 
 
@@ -105,19 +105,21 @@ def evaluate(cfg: CfgNode, folder: Path, test: Dataset) -> tuple[dict[str, dict[
     return scores, found
 
 
-def report(path: Path, control: Run, treated: Run, test: Dataset, found: dict[str, list], opts: list[str]) -> None:
+def report(
+    path: Path, baseline: RunResults, treated: RunResults, test: Dataset, found: dict[str, list], opts: list[str]
+) -> None:
     """Write the page with the first test images."""
     rows = [
         [(draw_truth(record, test.classes, CELL), "ground truth")]
         + [
             (draw_found(record, boxes, test.classes, SHOWN_SCORE, CELL), run.label)
-            for run, boxes in zip((control, treated), found.values(), strict=True)
+            for run, boxes in zip((baseline, treated), found.values(), strict=True)
         ]
         for record in test.records[:SHOWN]
     ]
     write_report(
         path,
-        control,
+        baseline,
         treated,
         title="Do unlabelled images make the detector better?",
         sheet=contact_sheet(rows, CELL),

@@ -3,10 +3,11 @@
     python tools/study.py --study configs/studies/digits.yaml --output output/studies/digits
 
 The file says which methods, candidates, cases and seeds (sed/studies/study_file.py; configs/studies has examples).
-Every method has the same steps, labels, weights and order of data by seed, and the control's burn-in. Candidates are
-compared on the tune set with seeds of their own; nothing is chosen on the test set. Finished runs are kept and never
-repeated: the command can be stopped at any time, killed too, and given again. Leaves choices.md, table.md, results.json
-and, where the file has `sizes`, ap_by_size.png and ap_by_scale.png, of the methods that --only names, else of all.
+Every method has the same steps, labels, weights and order of data by seed, and the supervised baseline's burn-in.
+Candidates are compared on the tune set with seeds of their own; nothing is chosen on the test set. Finished runs are
+kept and never repeated: the command can be stopped at any time, killed too, and given again. Leaves choices.md,
+table.md, results.json and, where the file has `sizes`, ap_by_size.png and ap_by_scale.png, all of the methods that
+--only names, else of all.
 """
 
 from __future__ import annotations
@@ -18,17 +19,15 @@ import signal
 import sys
 from pathlib import Path
 
-from engines import USER_ERRORS, pick
 from tqdm import tqdm
 
+from sed.cli.engines import USER_ERRORS
+from sed.cli.study import make_runner
 from sed.data.files import save_text
 from sed.studies.study_file import Study, read_study
 from sed.studies.study_pictures import ap_by_scale, ap_by_size
 from sed.studies.study_plan import Plan, choose
-from sed.studies.study_runs import Runner
 from sed.studies.study_table import by_scale, by_size, choices, scales, table
-
-TOOLS = Path(__file__).parent
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -70,15 +69,6 @@ def main(arguments: list[str] | None = None) -> None:
     text = table(study, reported, equal) + ("\n" + scales(study, reported) if study.sizes else "")
     write(study, args.output, text, {"chosen": chosen, "tuned": tuned, "test": reported, "equal seconds": equal})
     print(f"\n{text}")
-
-
-def make_runner(config_file: Path, jobs: int, bar: tqdm) -> Runner:
-    """What trains and evaluates with the scripts beside this one."""
-
-    def load(path, words):
-        return pick(path, words).load_config(path, words)
-
-    return Runner(config_file, load, TOOLS / "train_net.py", TOOLS / "evaluate_scales.py", jobs, bar)
 
 
 def write(study: Study, output: Path, text: str, results: dict) -> None:

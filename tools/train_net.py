@@ -17,8 +17,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from engines import USER_ERRORS, pick
-
+from sed.cli.engines import USER_ERRORS, pick
 from sed.runtime.guards import TrainingError
 from sed.runtime.launch import LaunchError, launch_main, make_parser
 from sed.runtime.output import OutputError

@@ -15,12 +15,12 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
-from engines import USER_ERRORS, pick_trained
 from fvcore.common.config import CfgNode
 
+from sed.cli.arguments import config_parser
+from sed.cli.engines import USER_ERRORS, pick_trained
 from sed.config import ConfigError
 from sed.core.boxes import scale_boxes
 from sed.core.structures import Targets
@@ -30,6 +30,7 @@ from sed.data.records import Dataset
 from sed.evaluation.coco import detect_all
 from sed.evaluation.pictures import draw_found, draw_truth, draw_view
 from sed.evaluation.visualize import contact_sheet, write_png
+from sed.runtime.engine import Engine
 
 Cell = tuple[np.ndarray, str]  # picture [H, W, 3] uint8 RGB, caption
 CELL = 320  # side of a picture on the contact sheet
@@ -37,15 +38,13 @@ CELL = 320  # side of a picture on the contact sheet
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = config_parser(__doc__)
     add = parser.add_argument
-    add("--config-file", required=True, metavar="FILE")
     add("--mode", required=True, choices=("predictions", "ground_truth", "views"))
     add("--weights", default="", metavar="FILE", help="predictions; default: OUTPUT_DIR's model_best.pth; or coco")
     add("--count", type=int, default=16, help="images (default 16)")
     add("--score-threshold", type=float, default=0.5, help="predictions: leave out those below it (default 0.5)")
     add("--output", type=Path, default=None, metavar="DIR", help="default: OUTPUT_DIR/visualize/<mode>")
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides")
     return parser.parse_args(arguments)
 
 
@@ -55,12 +54,12 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if args.count < 1:
             raise ConfigError(f"--count is {args.count}; it must be at least 1")
-        driver, cfg, weights = pick_trained(args.config_file, args.opts, args.weights)
+        engine, cfg, weights = pick_trained(args.config_file, args.opts, args.weights)
         modes = {"ground_truth": ground_truth, "views": views}
         if args.mode == "predictions":
-            rows = list(predictions(driver, cfg, args.count, weights, args.score_threshold))
+            rows = list(predictions(engine, cfg, args.count, weights, args.score_threshold))
         else:
-            rows = list(modes[args.mode](driver, cfg, args.count))
+            rows = list(modes[args.mode](engine, cfg, args.count))
     except USER_ERRORS as error:
         sys.exit(f"error: {error}")
     folder = args.output or Path(cfg.OUTPUT_DIR) / "visualize" / args.mode
@@ -77,19 +76,19 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{folder}/contact_sheet.png and {sum(map(len, rows))} pictures")
 
 
-def ground_truth(driver: ModuleType, cfg: CfgNode, count: int) -> Iterator[list[Cell]]:
+def ground_truth(engine: Engine, cfg: CfgNode, count: int) -> Iterator[list[Cell]]:
     """Labelled training images, spread evenly over DATASETS.TRAIN, with their boxes."""
-    train = driver.train_set(cfg)
-    paint = driver.painter(train)
+    train = engine.train_set(cfg)
+    paint = engine.painter(train)
     for record in spread(train, count).records:
         yield [(draw_truth(record, train.classes, CELL, paint), f"truth, {record['image_id']}")]
 
 
-def predictions(driver: ModuleType, cfg: CfgNode, count: int, weights: str, threshold: float) -> Iterator[list[Cell]]:
+def predictions(engine: Engine, cfg: CfgNode, count: int, weights: str, threshold: float) -> Iterator[list[Cell]]:
     """Test images, spread evenly over DATASETS.TEST: ground truth and detections side by side."""
-    detector = driver.load_detector(cfg, weights)
-    test = spread(driver.test_set(cfg), count)
-    mapper, paint = driver.test_mapper(cfg), driver.painter(test)
+    detector = engine.load_detector(cfg, weights)
+    test = spread(engine.test_set(cfg), count)
+    mapper, paint = engine.test_mapper(cfg), engine.painter(test)
     workers = cfg.DATALOADER.NUM_WORKERS
     batches = test_loader(test.records, mapper, cfg.TEST.IMS_PER_BATCH, workers, multiple=detector.size_divisibility)
     found = detect_all(detector, batches, next(detector.parameters()).device)
@@ -100,17 +99,17 @@ def predictions(driver: ModuleType, cfg: CfgNode, count: int, weights: str, thre
         ]
 
 
-def views(driver: ModuleType, cfg: CfgNode, count: int) -> Iterator[list[Cell]]:
-    """The views of METHOD 2 as training makes them, of the labelled images, whose boxes show that they fit.
+def views(engine: Engine, cfg: CfgNode, count: int) -> Iterator[list[Cell]]:
+    """Weak, strong and half-size views of labelled images as training makes them; their boxes show that they fit.
 
     Unlabelled images go through the same code; their boxes are not known to it.
     """
-    dataset, weak_views, strong_views = driver.view_streams(cfg)
-    classes, paint = dataset.classes, driver.painter(dataset)
+    dataset, weak_views, strong_views = engine.view_streams(cfg)
+    classes, paint = dataset.classes, engine.painter(dataset)
     step = shown = 0
     while shown < count:
         weak, strong = next(weak_views), next(strong_views)
-        s = draw_scale(step, cfg.SED.MAX_SCALE)
+        s = draw_scale(step, cfg.SED.MAX_SCALE, cfg.SEED)
         small = downscale(weak.images, s)
         for i, targets in enumerate(weak.targets):
             position = step * cfg.SEMI.IMS_PER_BATCH_LABELED + i

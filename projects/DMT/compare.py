@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from dmt.config import OF_BASELINE, differences, load
 from sed.config import ConfigError
-from sed.studies.study import call, interval, slug, spread
+from sed.studies.processes import call
+from sed.studies.wording import interval, slug, spread
 
 TRAIN = Path(__file__).with_name("train.py")
 KEYS = {"config", "score", "seeds", "options", "cases", "methods"}

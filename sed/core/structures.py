@@ -148,6 +148,8 @@ class DenseLevel:
         logits: [N, A, C] sigmoid logits, A = rows x columns x anchors a cell (RPN: C = 1; one-stage: C = K).
         deltas: [N, A, 4] box regression in the detector's own normalised deltas.
         valid: [N, A] bool, False where the anchor's cell lies on padding; no loss counts those.
+        anchors: (width, height) in pixels of each anchor of a cell, in anchor order; () where nobody says. Only the
+            pairing of a single map asks for them (`sed.core.views.pair_levels`).
     """
 
     level: int
@@ -155,6 +157,7 @@ class DenseLevel:
     logits: Tensor
     deltas: Tensor
     valid: Tensor
+    anchors: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True)

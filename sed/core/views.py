@@ -1,7 +1,10 @@
-"""Geometry between the views of one image (METHOD 2).
+"""Geometry between the views of one image (docs/method.md, section 2).
 
 X^ is X at 1 / 2^s of its size. The cell (row, column) of level f on X and the cell (row, column) of level
 f - s on X^ look at the same part of the picture, so anchor i of P_f(X) and of P_{f-s}(X^) is the same anchor.
+
+Where there is one map alone (C4), the map of X is pooled to the grid of X^'s, and of a cell's anchors the one of size
+k on X is paired with the one of size k / 2^s on X^: both cover the same part of the scene, as a pyramid's pairs do.
 
 Shape shorthand: see `sed.core.structures`; a, anchors a cell.
 """
@@ -10,6 +13,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +22,7 @@ from torch import Tensor
 from sed.core.structures import DenseLevel, DensePrediction, Images, Size
 
 LevelPair = tuple[DenseLevel, DenseLevel]
+ANCHOR_TOLERANCE = 0.01  # relative; configs round sizes to a tenth of a pixel
 
 
 def downscale(images: Images, s: int) -> Images:
@@ -25,7 +30,7 @@ def downscale(images: Images, s: int) -> Images:
 
     Args:
         images: X, padded so that its sides divide by 2^s (by largest stride x 2^s for the network to follow).
-        s: >= 1.
+        s: >= 0; 0: the same pixels.
 
     Returns:
         Float images of 1 / 2^s of the size; valid sizes are rounded up.
@@ -33,15 +38,17 @@ def downscale(images: Images, s: int) -> Images:
     Raises:
         ValueError: where 2^s does not divide the padded sides.
     """
-    block = 2**s
+    block = 2 ** max(s, 0)
     height, width = images.padded_size
     if s < 0 or height % block or width % block:
         raise ValueError(
-            f"downscale: expected s >= 1 and padded sides that divide by 2^s, got s = {s} and sides "
+            f"downscale: expected s >= 0 and padded sides that divide by 2^s, got s = {s} and sides "
             f"{height} x {width}; pad with Images.pad_to_multiple(largest stride * 2**s)"
         )
     tensor = images.tensor
     pixels = tensor if tensor.is_floating_point() else tensor.float()
+    if s == 0:
+        return Images(pixels, images.sizes)
     sizes = tuple((_ceil_div(h, block), _ceil_div(w, block)) for h, w in images.sizes)
     return Images(F.avg_pool2d(pixels, block), sizes)  # [N, 3, H / 2^s, W / 2^s]
 
@@ -49,23 +56,28 @@ def downscale(images: Images, s: int) -> Images:
 def pair_levels(full: DensePrediction, small: DensePrediction, s: int) -> list[LevelPair]:
     """Pair P_f(X) with P_{f-s}(X^) for every f where both exist; the end levels without partner take no part.
 
-    A detector with one single map has no such pair: there X's map is average-pooled by 2^s to X^'s grid [O].
+    A detector with one single map has no such pair. There X's map is average-pooled by 2^s to X^'s grid, and the
+    anchor of size k on X is paired with the anchor of size k / 2^s and the same ratio on X^ [O]; anchors without a
+    partner take no part on either side. With s = 0, two views of one size, every level is paired with itself.
 
     Args:
         full: prediction on X.
         small: prediction on X^ = downscale(X, s), by the same kind of detector.
-        s: >= 1.
+        s: >= 0.
 
     Returns:
         (level of X, level of X^) of equal grids and shapes, finest first.
 
     Raises:
-        ValueError: where no pair exists, or where paired grids differ.
+        ValueError: where no pair exists, where paired grids differ, or where the anchors of a single map are unknown
+            or have no partner.
     """
     if s == 0:
         pairs = list(zip(full.levels, small.levels, strict=True))
     elif len(full.levels) == 1 and len(small.levels) == 1:
-        pairs = [(_pool(full.levels[0], s), small.levels[0])]
+        one, other = full.levels[0], small.levels[0]
+        found = _pair_anchors(one, other, s)
+        pairs = [(_pool(_pick(one, [i for i, _ in found]), s), _pick(other, [j for _, j in found]))]
     else:
         partners = {level.level: level for level in small.levels}
         pairs = [(level, partners[level.level - s]) for level in full.levels if level.level - s in partners]
@@ -87,8 +99,10 @@ def pair_levels(full: DensePrediction, small: DensePrediction, s: int) -> list[L
 def draw_scale(step: int, max_scale: int, seed: int = 0) -> int:
     """The s ~ U{1..S} of `step`: a function of its arguments alone, so equal on all ranks and after a resume.
 
+    With max_scale 0 it is 0: X^ has the size of X.
+
     Raises:
-        ValueError: for max_scale < 1.
+        ValueError: for max_scale < 0.
     """
     if max_scale < 0:
         raise ValueError(f"draw_scale: expected max_scale (S) >= 0, got {max_scale}")
@@ -124,6 +138,48 @@ def valid_anchors(
     return cells[..., None].expand(-1, -1, -1, anchors_per_cell).reshape(len(sizes), -1)  # [N, A]
 
 
+def _pair_anchors(full: DenseLevel, small: DenseLevel, s: int) -> list[tuple[int, int]]:
+    """(i, j) of each anchor i of a cell of X and the anchor j, 2^s times smaller, of a cell of X^; by i."""
+    for level in (full, small):
+        per_cell = level.logits.shape[1] // (level.grid[0] * level.grid[1])
+        if len(level.anchors) != per_cell:
+            raise ValueError(
+                f"pair_levels: a single map needs the sizes of its {per_cell} anchors a cell, got "
+                f"{len(level.anchors)}; the detector's `dense` has to set DenseLevel.anchors"
+            )
+    pairs: list[tuple[int, int]] = []
+    for i, sides in enumerate(full.anchors):
+        wanted = [side / 2**s for side in sides]
+        misfits = [
+            (max(abs(side / want - 1) for side, want in zip(other, wanted, strict=True)), j)
+            for j, other in enumerate(small.anchors)
+            if j not in [taken for _, taken in pairs]
+        ]
+        misfit, j = min(misfits, default=(1.0, -1))
+        if misfit <= ANCHOR_TOLERANCE:
+            pairs.append((i, j))
+    if not pairs:
+        sizes = sorted({round((width * height) ** 0.5, 1) for width, height in full.anchors})
+        raise ValueError(
+            f"pair_levels: no anchor of a single map has a partner {2**s} times smaller (sizes {sizes}); set "
+            f"MODEL.ANCHOR_GENERATOR.SIZES to sizes a factor 2 apart, or lower SED.MAX_SCALE"
+        )
+    return pairs
+
+
+def _pick(level: DenseLevel, chosen: Sequence[int]) -> DenseLevel:
+    """The level with the `chosen` anchors of every cell alone, in that order."""
+    cells, per_cell = level.grid[0] * level.grid[1], len(level.anchors)
+
+    def pick(values: Tensor) -> Tensor:  # [N, A, ...] -> [N, cells x chosen, ...]
+        by_cell = values.unflatten(1, (cells, per_cell)).unbind(2)  # slices: no index goes to the device
+        return torch.stack([by_cell[i] for i in chosen], 2).flatten(1, 2)
+
+    anchors = tuple(level.anchors[i] for i in chosen)
+    logits, deltas, valid = pick(level.logits), pick(level.deltas), pick(level.valid)
+    return replace(level, logits=logits, deltas=deltas, valid=valid, anchors=anchors)
+
+
 def _pool(full: DenseLevel, s: int) -> DenseLevel:
     """The map of X on a grid of 2^s x 2^s larger cells; an anchor counts if all it is made of do."""
     block = 2**s
@@ -142,7 +198,7 @@ def _pool(full: DenseLevel, s: int) -> DenseLevel:
 
     invalid = (~full.valid).reshape(images, grid[0], block, grid[1], block, -1)
     valid = ~invalid.any(4).any(2).reshape(images, -1)  # [N, A / 4^s]
-    return DenseLevel(full.level + s, grid, mean(full.logits), mean(full.deltas), valid)
+    return DenseLevel(full.level + s, grid, mean(full.logits), mean(full.deltas), valid, full.anchors)
 
 
 def _ceil_div(value: int, by: int) -> int:

@@ -1,4 +1,4 @@
-"""Backbones: that of the digits benchmark (METHOD 12) under Detectron2's name, and torchvision's ResNet-18 weights.
+"""Backbones: that of the digits benchmark under Detectron2's name, and torchvision's ResNet-18 weights.
 
 Detectron2 has torchvision's ImageNet file for its ResNet-50 and none for the ResNet-18 of Tab. 5 and 8.
 """
@@ -12,7 +12,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone, ResNet
 from torch import Tensor, nn
 
 from sed.detectors.backbones import SmallFPN
-from sed.detectors.weights import WeightsError, check_fits, imagenet_resnet
+from sed.detectors.weights import WeightsError, check_complete, imagenet_resnet
 
 TORCHVISION_NAMES = (  # torchvision's -> Detectron2's
     (r"^(conv1|bn1)\.", r"stem.\1."),
@@ -62,7 +62,7 @@ def load_imagenet(detector: nn.Module, depth: int) -> None:
     for module in detector.modules():
         if isinstance(module, ResNet):
             state = imagenet_resnet(depth, TORCHVISION_NAMES)
-            check_fits(module.state_dict(), state, "MODEL.WEIGHTS imagenet", "backbone")
+            check_complete(module.state_dict(), state, "MODEL.WEIGHTS imagenet", "backbone")
             module.load_state_dict(state, strict=False)
             return
     raise WeightsError("MODEL.WEIGHTS imagenet: this detector's backbone is no ResNet of Detectron2; name a file")

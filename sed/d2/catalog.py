@@ -1,4 +1,4 @@
-"""Data sets of Detectron2's catalog as records of ours, and sources of ours in Detectron2's catalog.
+"""Data sets of Detectron2's catalog as this package's records, and this package's data sets in that catalog.
 
 A name that Detectron2 knows (its builtin coco_* and voc_* under DETECTRON2_DATASETS, whatever the user registered) is
 read from there. Every other source (`sed.data.catalog`: a digits set, a COCO json, a folder of images) is registered
@@ -34,7 +34,7 @@ _MIN_SIDE = 0.01  # pixels; a box with a shorter side is none, as in `sed.data.c
 
 
 def datasets_of(sources: Sequence[str], image_root: str = "", labeled: bool = True) -> Dataset:
-    """Several data sets as one, see `dataset_of` and `sed.data.catalog.join`."""
+    """Several data sets as one, see `dataset_of` and `sed.data.records.join`."""
     return join([dataset_of(source, image_root, labeled) for source in sources], labeled)
 
 
@@ -78,7 +78,7 @@ class _Source:
 
 
 def _register(dataset: Dataset, source: _Source) -> None:
-    """Enter it; a former entry of ours is replaced, as the files of that name may be others by now."""
+    """Enter a set into Detectron2's catalogs, over a former entry of ours: the files of that name may have changed."""
     folders = {os.path.dirname(record["file_name"]) for record in dataset.records}
     values: dict[str, Any] = {"image_root": os.path.commonpath(folders)}
     if dataset.json_file:

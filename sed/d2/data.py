@@ -1,6 +1,6 @@
-"""From a config to the data of a run on Detectron2: its catalog, samplers and mappers, our two streams and views.
+"""From a config to the data of a run on Detectron2: its catalog, samplers and mappers feed the two streams.
 
-    data = build_data(cfg)
+    data = read_data(cfg)
     loader = build_train_loader(cfg, multiple, data=data)      # (labelled batch, unlabelled batch | None, step), ...
     loader.seek(1000)                                         # resume: nothing but the step need be known
 
@@ -11,7 +11,7 @@ config alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -26,47 +26,30 @@ from sed.core.structures import LabeledBatch, UnlabeledBatch
 from sed.d2.catalog import dataset_of, datasets_of, evaluable
 from sed.d2.config import num_classes
 from sed.d2.mapper import CHANNELS, ViewMapper
-from sed.data.augmentation import StrongAugmentation
-from sed.data.geometry import build_geometric, log_dropped
-from sed.data.loaders import Order, Stream, collate_labeled, collate_unlabeled
-from sed.data.mapper import LABELED, UNLABELED
-from sed.data.partition import Data, Split, check_num_classes, partition
+from sed.data.loaders import Order, Stream
+from sed.data.mapper import LABELED
+from sed.data.partition import Data, check_num_classes
 from sed.data.records import Dataset, Record
+from sed.runtime.data import Streams, build_data, build_streams
 
 __all__ = [
     "DualLoader",
     "ViewMapper",
-    "build_data",
     "build_test_sets",
     "build_train_loader",
     "dataset_of",
     "datasets_of",
+    "open_streams",
+    "read_data",
 ]
 Batches = tuple[LabeledBatch, UnlabeledBatch | None, int]
+DatasetMapping = Callable[[dict[str, Any]], dict[str, Any]]  # a dataset mapper of Detectron2
 
 
 # ---------------------------------------------------------------------------------------------- data sets
-def build_data(cfg: CfgNode) -> Data:
-    """Read, split and check all data sets of `cfg`.
-
-    Raises:
-        ConfigError: for an empty DATASETS.TRAIN.
-        DataError: where the config asks for what cannot be, or the data cannot be used.
-    """
-    d, s, root = cfg.DATASETS, cfg.SEMI, cfg.DATASETS.IMAGE_ROOT
-    if not d.TRAIN:
-        raise ConfigError("DATASETS.TRAIN is empty: set it to the name or the COCO json of the labelled images")
-    key, classes = num_classes(cfg)
-    return partition(
-        lambda: datasets_of(d.TRAIN, root),
-        (lambda: datasets_of(d.UNLABELED, root, labeled=False)) if d.UNLABELED else None,
-        lambda: build_test_sets(cfg),
-        divide=Split(s.LABELED_PERCENT, s.LABELED_COUNT, s.FOLD),
-        method=s.METHOD,
-        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-        num_classes=classes,
-        classes_key=key,
-    )
+def read_data(cfg: CfgNode) -> Data:
+    """All data sets of `cfg`, split and checked, see `sed.runtime.data.build_data`."""
+    return build_data(cfg, num_classes(cfg), load=datasets_of, load_tests=partial(build_test_sets, cfg))
 
 
 def build_test_sets(cfg: CfgNode) -> list[Dataset]:
@@ -92,7 +75,6 @@ class DualLoader:
         labeled: the labelled stream.
         unlabeled: the unlabelled one; None where there is none.
         burn_in: steps without unlabelled batch.
-        data: the sets that the streams read, where known.
         step: of the next batches; how many were given so far.
         data: what the streams read, where that is known.
     """
@@ -133,62 +115,40 @@ class DualLoader:
 def build_train_loader(
     cfg: CfgNode,
     multiple: int,
-    mapper: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    mapper: DatasetMapping | None = None,
     data: Data | None = None,
 ) -> DualLoader:
-    """The loader of this process.
+    """The training loader of this process: labelled and unlabelled batches, step by step.
 
     Args:
         cfg: the run.
         multiple: what the sides of the batches must be multiples of; those of unlabelled ones, also at half size.
         mapper: makes the weak view; default: `default_mapper(cfg)`.
-        data: default: `build_data(cfg)`.
+        data: default: `read_data(cfg)`.
 
     Raises:
         ConfigError: for a sampler or an image format that cannot be used here.
-        DataError: if the batches cannot be divided among the processes; see also `build_data`.
+        DataError: if the batches cannot be divided among the processes; see also `sed.runtime.data.build_data`.
     """
+    data = read_data(cfg) if data is None else data
+    return DualLoader(*open_streams(cfg, data, multiple, mapper), cfg.SEMI.BURN_IN, data)
+
+
+def open_streams(cfg: CfgNode, data: Data, multiple: int, mapper: DatasetMapping | None = None) -> Streams:
+    """This process's labelled and unlabelled stream; arguments and errors as of `build_train_loader`."""
     if cfg.INPUT.FORMAT not in CHANNELS:
         raise ConfigError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}; it must be one of {', '.join(CHANNELS)}")
-    data = build_data(cfg) if data is None else data
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()  # Detectron2's default: another one each time
-    geometric = build_geometric(cfg.INPUT.GEOMETRIC, cfg.INPUT.GEOMETRIC_LEVEL, seed)
-    log_dropped(geometric, data.labeled.records, LABELED)
-    views = ViewMapper(
-        default_mapper(cfg) if mapper is None else mapper,
-        cfg.INPUT.FORMAT,
-        strong=StrongAugmentation(fill=cfg.INPUT.CUTOUT_FILL),
-        strong_labeled=cfg.SEMI.STRONG_LABELED,
-        geometric=geometric,
+    return build_streams(
+        cfg,
+        data,
+        partial(ViewMapper, default_mapper(cfg) if mapper is None else mapper, cfg.INPUT.FORMAT),
+        multiple,
         seed=seed,
-    )
-    stream = partial(
-        Stream,
-        seed=seed,
-        aspect_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
         rank=comm.get_rank(),
         world_size=comm.get_world_size(),
+        order=partial(_order, cfg, seed),
     )
-    labeled = stream(
-        data.labeled.records,
-        views.labeled,
-        cfg.SEMI.IMS_PER_BATCH_LABELED,
-        stream_id=LABELED,
-        collate=partial(collate_labeled, multiple=multiple),
-        order=_labeled_order(cfg, data.labeled.records, _sampler_seed(seed, LABELED)),
-    )
-    unlabeled = None
-    if cfg.SEMI.METHOD != "supervised":
-        unlabeled = stream(
-            data.unlabeled,
-            views.unlabeled,
-            cfg.SEMI.IMS_PER_BATCH_UNLABELED,
-            stream_id=UNLABELED,
-            collate=partial(collate_unlabeled, multiple=multiple * 2**cfg.SED.MAX_SCALE),
-            order=TrainingSampler(len(data.unlabeled), seed=_sampler_seed(seed, UNLABELED))._infinite_indices,
-        )
-    return DualLoader(labeled, unlabeled, cfg.SEMI.BURN_IN, data)
 
 
 def default_mapper(cfg: CfgNode) -> DatasetMapper:
@@ -199,9 +159,10 @@ def default_mapper(cfg: CfgNode) -> DatasetMapper:
     return DatasetMapper(cfg, is_train=True)
 
 
-def _labeled_order(cfg: CfgNode, records: list[Record], seed: int) -> Order:
-    """The sequence of DATALOADER.SAMPLER_TRAIN over all processes."""
-    d, name = cfg.DATALOADER, cfg.DATALOADER.SAMPLER_TRAIN
+def _order(cfg: CfgNode, run_seed: int, records: Sequence[Record], stream: int) -> Order:
+    """The sequence over all processes: of the labelled images that of DATALOADER.SAMPLER_TRAIN."""
+    d, seed = cfg.DATALOADER, int(np.random.SeedSequence([run_seed, stream]).generate_state(1)[0])
+    name = d.SAMPLER_TRAIN if stream == LABELED else "TrainingSampler"
     if name == "TrainingSampler":
         sampler = TrainingSampler(len(records), seed=seed)
     elif name == "RepeatFactorTrainingSampler":
@@ -219,7 +180,3 @@ def _labeled_order(cfg: CfgNode, records: list[Record], seed: int) -> Order:
             "RepeatFactorTrainingSampler, RandomSubsetTrainingSampler"
         )
     return sampler._infinite_indices
-
-
-def _sampler_seed(seed: int, stream: int) -> int:
-    return int(np.random.SeedSequence([seed, stream]).generate_state(1)[0])

@@ -1,4 +1,4 @@
-"""What `SemiSupervisedTrainer` does around Detectron2's step: the teacher, exact resume, its weights, the alarm."""
+"""Hooks around Detectron2's step: the teacher's update and weights, exact resume, metrics, the collapse warning."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ METRIC_PERIOD = 20  # steps between two transfers of metrics to the host, as Det
 
 
 class TeacherUpdate(HookBase):
-    """Eq. 4 after every step."""
+    """Updates the teacher after every step (Eq. 4)."""
 
     def after_step(self) -> None:
-        """Let the teacher follow."""
+        """Average the student into the teacher."""
         self.trainer.method.update_teacher(self.trainer.iter)
 
 
@@ -80,11 +80,11 @@ class Checkpoints(HookBase):
             prune(path, self.kept)
 
     def state_dict(self) -> dict[str, Any]:
-        """One state a process."""
+        """The random numbers and loss normalisers of every process."""
         return {"processes": self._states}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Kept until `before_train`."""
+        """Keep the state; it is applied in `before_train`."""
         self._states = state["processes"]
 
 
@@ -154,9 +154,9 @@ class Metrics(HookBase):
         self._sums, self._steps = {}, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """How long the teacher has been silent."""
+        """The state of the collapse warning."""
         return {"silent": self.counters.silent, "warned": self.counters.warned}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Undo `state_dict`."""
+        """Go on from what `state_dict` returned."""
         self.counters.silent, self.counters.warned = state["silent"], state["warned"]

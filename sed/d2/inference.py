@@ -1,4 +1,4 @@
-"""What the entry scripts ask of this engine: trained detectors, data, training views and drawing.
+"""Trained detectors on Detectron2, and the data that are drawn and predicted: all without training.
 
 Images are read and resized as Detectron2's `DefaultPredictor` does it, so that detections are the same; pictures are
 drawn by its `Visualizer` with the names and colours of its `MetadataCatalog`.
@@ -20,13 +20,14 @@ from torch import Tensor
 from sed.core.structures import LabeledBatch
 from sed.d2.catalog import datasets_of
 from sed.d2.checkpoint import load_weights
-from sed.d2.data import build_data, build_test_sets, build_train_loader
+from sed.d2.data import build_test_sets, open_streams, read_data
 from sed.data.mapper import ImageInfo, read_image, to_tensor
 from sed.data.records import Dataset, Record, join
 from sed.detectors.base import Detector
 from sed.evaluation.pictures import Painter
 from sed.evaluation.visualize import PALETTE
-from sed.runtime.output import trained_weights
+from sed.runtime import data
+from sed.runtime.results import trained_weights
 
 
 def load_detector(cfg: CfgNode, weights: str, which: str = "teacher") -> Detector:
@@ -78,7 +79,7 @@ test_mapper.__test__ = False  # type: ignore[attr-defined]  # not a pytest funct
 
 
 def train_set(cfg: CfgNode) -> Dataset:
-    """DATASETS.TRAIN as it is annotated."""
+    """All of DATASETS.TRAIN with its annotations, before any split."""
     return datasets_of(cfg.DATASETS.TRAIN, cfg.DATASETS.IMAGE_ROOT)
 
 
@@ -104,21 +105,8 @@ test_classes.__test__ = False  # type: ignore[attr-defined]  # not a pytest func
 
 
 def view_streams(cfg: CfgNode) -> tuple[Dataset, Iterator[LabeledBatch], Iterator[LabeledBatch]]:
-    """The labelled stream of a training run twice, without and with strong views: both have the same geometry.
-
-    Returns:
-        The labelled set; endless batches of weak views; the same batches, every second image as its strong view. Sides
-        are padded so that all half sizes of SED.MAX_SCALE fit.
-    """
-    cfg = cfg.clone()
-    cfg.SEMI.METHOD, cfg.DATASETS.TEST = "supervised", ()  # no other data is needed
-    data = build_data(cfg)
-    streams = []
-    for choice in (False, True):
-        cfg.SEMI.STRONG_LABELED = choice
-        loader = build_train_loader(cfg, 2**cfg.SED.MAX_SCALE, data=data)
-        streams.append(batch for batch, _, _ in loader)
-    return data.labeled, *streams
+    """The labelled set and its training batches without and with strong views, see `sed.runtime.data.view_streams`."""
+    return data.view_streams(cfg, read_data, open_streams)
 
 
 def painter(dataset: Dataset) -> Painter:

@@ -1,4 +1,4 @@
-"""The views of METHOD 2 around a Detectron2 mapper: its own reading, resizing, flipping, cropping make the weak view.
+"""Weak and strong views around a Detectron2 mapper, whose reading, resizing, flipping, cropping make the weak one.
 
 Detectron2's augmentations draw from the global random generators. They are seeded here from (seed, stream, position)
 around the call and put back after it, so that a sample depends on nothing else, as with `sed.data.mapper`.

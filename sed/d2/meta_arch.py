@@ -47,6 +47,7 @@ class Detectron2Detector(Detector):
     """
 
     input_format: str
+    _cell_anchors: list[tuple[tuple[float, float], ...]]
     loss_names: dict[str, str]
 
     def to_inputs(self, batch: LabeledBatch | Images) -> list[dict[str, Any]]:
@@ -94,12 +95,12 @@ class Detectron2Detector(Detector):
     def _levels(self, features: Features, names: Sequence[str], logits: list[Tensor], deltas: list[Tensor]):
         """One `DenseLevel` a map; logits [N, A, C] and deltas [N, A, 4] of each."""
         levels = []
-        for name, scores, boxes in zip(names, logits, deltas, strict=True):
+        for name, scores, boxes, anchors in zip(names, logits, deltas, self._cell_anchors, strict=True):
             rows, columns = (int(side) for side in features.maps[name].shape[-2:])
             level = round(math.log2(features.images.padded_size[0] / rows))
             per_cell = scores.shape[1] // (rows * columns)
             valid = valid_anchors(features.images.sizes, level, (rows, columns), per_cell, scores.device)
-            levels.append(DenseLevel(level, (rows, columns), scores, boxes, valid))
+            levels.append(DenseLevel(level, (rows, columns), scores, boxes, valid, anchors))
         return DensePrediction(tuple(levels))
 
 
@@ -127,6 +128,7 @@ class ScaleConsistentRCNN(Detectron2Detector, GeneralizedRCNN):
         region = heads.box_predictor.box2box_transform
         self.box_coder_weights = {"dense": self.proposal_generator.box2box_transform.weights, "region": region.weights}
         self.size_divisibility = self._size_divisibility([*self.proposal_generator.in_features, *heads.in_features])
+        self._cell_anchors = _sides(self.proposal_generator.anchor_generator)
 
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
@@ -197,6 +199,7 @@ class ScaleConsistentRetinaNet(Detectron2Detector, RetinaNet):
         """As `RetinaNet`; also from a config."""
         super().__init__(**kwargs)
         self.size_divisibility = self._size_divisibility(self.head_in_features)
+        self._cell_anchors = _sides(self.anchor_generator)
         self.box_coder_weights = {"dense": self.box2box_transform.weights}
 
     @classmethod
@@ -233,6 +236,12 @@ def _check_parts(proposal_generator: nn.Module | None, heads: nn.Module) -> None
             raise TypeError(f"MODEL.{key}: mask and keypoint heads are not supported, only boxes; set it to False")
     if getattr(heads.box_predictor, "use_sigmoid_ce", False):
         raise TypeError("MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE: ScaleConsistentRCNN needs the softmax classifier")
+
+
+def _sides(generator: nn.Module) -> list[tuple[tuple[float, float], ...]]:
+    """(width, height) of each anchor of a cell, map by map; read once, while the model is built."""
+    cells = [(boxes[:, 2:] - boxes[:, :2]).tolist() for boxes in generator.cell_anchors]  # [B, 4] xyxy around 0
+    return [tuple((width, height) for width, height in rows) for rows in cells]
 
 
 def _pool_in_float32(_pooler: nn.Module, inputs: tuple[list[Tensor], list[Boxes]]) -> tuple[list[Tensor], list[Boxes]]:

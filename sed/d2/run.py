@@ -1,9 +1,8 @@
-"""The two things an entry script calls: `train` a config, or `evaluate_only` what a config has trained."""
+"""Training and evaluation on Detectron2: `train` a config, or `evaluate_only` what a config has trained."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 from pathlib import Path
@@ -23,17 +22,10 @@ from sed.d2.data import build_test_sets
 from sed.d2.inference import painter, test_mapper
 from sed.d2.trainer import SemiSupervisedTrainer
 from sed.data.files import save_text
-from sed.data.loaders import collate_test
-from sed.data.records import Dataset
-from sed.data.splits import check_manifest, write_manifest
-from sed.detectors.base import Detector
-from sed.detectors.export import save_stock
-from sed.evaluation.coco import detect_all
-from sed.runtime.checkpoint_files import CheckpointError, checkpoints
-from sed.runtime.output import claim_folder, draw_predictions, write_config, write_versions
+from sed.runtime.output import claim_folder, record_split, write_config, write_versions
+from sed.runtime.results import draw_predictions, evaluated_weights, leave_stock_folder, write_evaluation
 
 log = logging.getLogger(__name__)
-PICTURES = 6  # images of predictions.png
 
 
 def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
@@ -72,20 +64,7 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
         log.info("%s holds no checkpoint yet: starting", folder)
     data = getattr(trainer.data_loader, "data", None)  # a loader of the user's own may not know
     if data is not None:
-        manifest = folder / "split.json"
-        if last is not None and manifest.exists():
-            check_manifest(manifest, data.labeled.records, data.unlabeled)
-        if comm.is_main_process():
-            write_manifest(
-                manifest,
-                data.labeled.records,
-                data.unlabeled,
-                data.labeled.classes,
-                source="+".join(cfg.DATASETS.TRAIN),
-                fold=cfg.SEMI.FOLD,
-                percent=cfg.SEMI.LABELED_PERCENT,
-                count=cfg.SEMI.LABELED_COUNT,
-            )
+        record_split(folder, data, cfg, resumed=last is not None)
     if comm.is_main_process():
         write_versions(folder, trainer.method.student.pixel_mean.device)
         if architecture(cfg) != DETR:
@@ -94,11 +73,11 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
     if comm.is_main_process():
         teacher = trainer.method.teacher.module
         classes = data.labeled.classes if data is not None else tuple(map(str, range(teacher.num_classes)))
-        if save_stock(teacher, folder / "model_final", classes, (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)):
-            log.info("for transformers: from_pretrained(%r)", str(folder / "model_final"))
+        leave_stock_folder(folder, teacher, classes, cfg)
         if cfg.DATASETS.TEST:
             test = (data.tests if data is not None else build_test_sets(cfg))[0]
-            _draw(cfg, teacher, test, folder / "predictions.png")
+            mapper, paint = test_mapper(cfg), painter(test)
+            draw_predictions(folder / "predictions.png", teacher, test, mapper, cfg.TEST.IMS_PER_BATCH, paint)
         log.info("done: %s", folder / "model_final.pth")
     comm.synchronize()
     return getattr(trainer, "_last_eval_results", {})
@@ -121,12 +100,10 @@ def evaluate_only(cfg: CfgNode, resume: bool = False, which: str = "teacher") ->
     """
     _setup(cfg, eval_only=True)
     folder, weights = Path(cfg.OUTPUT_DIR), cfg.MODEL.WEIGHTS
-    saved = checkpoints(folder)
     # Where the config names what training starts from, the run's own checkpoint is meant, as on the native engine
-    if saved and (resume or weights in DETR_NAMES or not Path(weights).exists()):
-        weights = str(saved[-1])
-    if weights in ("", "imagenet") or "ImageNetPretrained" in weights:
-        raise CheckpointError(f"{folder} holds no checkpoint; set MODEL.WEIGHTS to the file to evaluate")
+    file = weights not in DETR_NAMES and Path(weights).exists()
+    whole = weights not in ("", "imagenet") and "ImageNetPretrained" not in weights
+    weights = evaluated_weights(folder, weights, resume, own=file, whole=whole)
     if not build_test_sets(cfg):
         raise ConfigError("DATASETS.TEST is empty: set it to the name or the COCO json of the images to evaluate on")
     detector = build_model(cfg)
@@ -135,21 +112,12 @@ def evaluate_only(cfg: CfgNode, resume: bool = False, which: str = "teacher") ->
     results = SemiSupervisedTrainer.test(cfg, detector)
     if comm.is_main_process():
         flat = results["bbox"] if "bbox" in results else results
-        save_text(json.dumps({"weights": weights, **flat}, indent=1), folder / f"evaluation_{which}.json")
+        write_evaluation(folder, which, weights, flat)
     return results
 
 
-def _draw(cfg: CfgNode, teacher: Detector, test: Dataset, path: Path) -> None:
-    """The first test images with ground truth and with what the teacher finds."""
-    few = test.records[:PICTURES]
-    mapper = test_mapper(cfg)
-    samples = [mapper.test(record) for record in few]
-    found = detect_all(teacher, [collate_test(samples, teacher.size_divisibility)], teacher.device)
-    draw_predictions(path, found, few, test.classes, painter(test))
-
-
 def _setup(cfg: CfgNode, eval_only: bool = False) -> None:
-    """Detectron2's own set-up: folder, loggers (ours too), seeds."""
+    """Detectron2's own set-up of a process: output folder, loggers (this package's too), seeds."""
     cfg.freeze()
     local = int(os.environ.get("LOCAL_WORLD_SIZE", comm.get_world_size()))
     if comm.get_world_size() > 1 and getattr(comm, "_LOCAL_PROCESS_GROUP", True) is None:

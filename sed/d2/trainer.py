@@ -42,6 +42,7 @@ from sed.detectors.detr import NotADetrError
 from sed.methods.base import Method
 from sed.methods.build import method_from_config
 from sed.runtime.guards import diverged
+from sed.runtime.launch import sum_over_processes
 from sed.runtime.rng import rng_state, set_rng_state
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -173,7 +174,7 @@ class SemiSupervisedTrainer(DefaultTrainer):
                 f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}: set it to ScaleConsistentRCNN, "
                 "ScaleConsistentRetinaNet or ScaleConsistentDETR (or to a subclass of your own)"
             )
-        return SemiSupervisedModel(method_from_config(cfg, student).to(cfg.MODEL.DEVICE))
+        return SemiSupervisedModel(method_from_config(cfg, student, sum_over_processes).to(cfg.MODEL.DEVICE))
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from sed.detectors.detr import QueryDetector
-from sed.detectors.weights import WeightsError, check_fits, imagenet_resnet, no_progress_bars, read_state_dict
+from sed.detectors.weights import WeightsError, check_complete, imagenet_resnet, no_progress_bars, read_state_dict
 from sed.options.model import Backbone
 from sed.options.solver import Test
 
@@ -160,7 +160,7 @@ def _load_imagenet(detector: QueryDetector) -> None:
         depth = RESNETS.get((module.config.layer_type, tuple(module.config.depths)))
         if depth is not None:
             state = imagenet_resnet(depth, TORCHVISION_NAMES)
-            check_fits(module.state_dict(), state, "MODEL.WEIGHTS imagenet", "backbone")
+            check_complete(module.state_dict(), state, "MODEL.WEIGHTS imagenet", "backbone")
             module.load_state_dict(state, strict=False)
             log.info("backbone: %d tensors from torchvision's ResNet-%d", len(module.state_dict()), depth)
             return
@@ -219,6 +219,6 @@ def _load_file(detector: QueryDetector, path: str) -> None:
     state, own = read_state_dict(path), detector.plain_state_dict()
     fresh = [n for n in own if n in state and state[n].shape != own[n].shape and state[n].shape[1:] == own[n].shape[1:]]
     fresh = [n for n in fresh if own[n].shape[0] in (detector.num_classes, detector.num_classes + 1)]
-    check_fits(own, state | {name: own[name] for name in fresh}, path, "detector")  # other classes start fresh
+    check_complete(own, state | {name: own[name] for name in fresh}, path, "detector")  # other classes start fresh
     detector.model.load_state_dict({n: v for n, v in state.items() if n not in fresh}, strict=False)
     log.info("detector: %d tensors from %s, %d start fresh %s", len(own) - len(fresh), path, len(fresh), fresh)

@@ -38,6 +38,7 @@ class TorchvisionDetector(Detector):
         self.register_buffer("pixel_mean", mean.view(1, 3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", std.view(1, 3, 1, 1), persistent=False)
         self.size_divisibility = size_divisibility or self._largest_stride()
+        self._cell_anchors = _nominal_anchors(self._anchor_generator())
 
     @torch.no_grad()
     def _largest_stride(self) -> int:
@@ -73,12 +74,22 @@ class TorchvisionDetector(Detector):
     def _anchor_generator(self) -> nn.Module:
         return self.model.anchor_generator
 
-    def _level(self, features: Features, grid_map: Tensor, logits: Tensor, deltas: Tensor) -> DenseLevel:
+    def _level(self, index: int, features: Features, grid_map: Tensor, logits: Tensor, deltas: Tensor) -> DenseLevel:
         rows, columns = int(grid_map.shape[-2]), int(grid_map.shape[-1])
         level = round(math.log2(features.images.padded_size[0] / rows))
         per_cell = logits.shape[1] // (rows * columns)
         valid = valid_anchors(features.images.sizes, level, (rows, columns), per_cell, logits.device)
-        return DenseLevel(level, (rows, columns), logits, deltas, valid)
+        return DenseLevel(level, (rows, columns), logits, deltas, valid, self._cell_anchors[index])
+
+
+def _nominal_anchors(generator: nn.Module) -> list[tuple[tuple[float, float], ...]]:
+    """(width, height) of each anchor of a cell, map by map, in torchvision's order: ratio by ratio, then size.
+
+    Its own `cell_anchors` are rounded to whole pixels.
+    """
+    roots = [[math.sqrt(ratio) for ratio in ratios] for ratios in generator.aspect_ratios]  # ratio: height / width
+    rows = zip(generator.sizes, roots, strict=True)
+    return [tuple((size / root, size * root) for root in by_map for size in sizes) for sizes, by_map in rows]
 
 
 def _targets(targets: Sequence[Targets]) -> list[dict[str, Tensor]]:
@@ -137,11 +148,11 @@ class TorchvisionRCNN(TorchvisionDetector):
         maps = list(features.maps.values())
         objectness, deltas = self.model.rpn.head(maps)  # [N, B, rows, columns], [N, 4 B, rows, columns]
         levels = []
-        for o, d in zip(objectness, deltas, strict=True):
+        for index, (o, d) in enumerate(zip(objectness, deltas, strict=True)):
             n, b, rows, columns = o.shape
             logits = o.permute(0, 2, 3, 1).reshape(n, -1, 1)  # [N, A, 1]
             boxes = d.view(n, b, 4, rows, columns).permute(0, 3, 4, 1, 2).reshape(n, -1, 4)  # [N, A, 4]
-            levels.append(self._level(features, o, logits, boxes))
+            levels.append(self._level(index, features, o, logits, boxes))
         return DensePrediction(tuple(levels))
 
     @torch.no_grad()
@@ -218,7 +229,8 @@ class TorchvisionRetinaNet(TorchvisionDetector):
         """See `Detector.dense`."""
         split, _ = self._per_level(features)
         rows = zip(features.maps.values(), split["cls_logits"], split["bbox_regression"], strict=True)
-        return DensePrediction(tuple(self._level(features, m, logits[..., 1:], deltas) for m, logits, deltas in rows))
+        levels = [self._level(i, features, m, logits[..., 1:], deltas) for i, (m, logits, deltas) in enumerate(rows)]
+        return DensePrediction(tuple(levels))
 
     @torch.no_grad()
     def detect(self, images: Images) -> list[Detections]:

@@ -122,7 +122,7 @@ def _load_backbone(detector: TorchvisionDetector, state: dict[str, Tensor], orig
     body = getattr(detector.model.backbone, "body", detector.model.backbone)
     state = {name.removeprefix("backbone.").removeprefix("body."): v for name, v in state.items()}
     state = {name: v for name, v in state.items() if not name.startswith("fc.")}
-    check_fits(body.state_dict(), state, origin, "backbone")
+    check_complete(body.state_dict(), state, origin, "backbone")
     body.load_state_dict(state, strict=False)
     logger.info("backbone: %d tensors from %s", len(body.state_dict()), origin)
 
@@ -144,12 +144,12 @@ def _load_detector(
         else:  # other classes than the file's: the classifier keeps its fresh weights
             fresh.append(name)
             state[name] = own[name]
-    check_fits(own, state, origin, "detector")
+    check_complete(own, state, origin, "detector")
     detector.model.load_state_dict(state, strict=False)
     logger.info("detector: %d tensors from %s, %d start fresh %s", len(own) - len(fresh), origin, len(fresh), fresh)
 
 
-def check_fits(own: dict[str, Tensor], state: dict[str, Tensor], origin: str, what: str) -> None:
+def check_complete(own: dict[str, Tensor], state: dict[str, Tensor], origin: str, what: str) -> None:
     """Raise WeightsError unless `state` holds every tensor of `own`, in its shape."""
     missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
     wrong = [n for n in own if n in state and state[n].shape != own[n].shape]

@@ -1,10 +1,9 @@
-"""From a config to the parts of a run. Below this file there are no config objects, only scalars."""
+"""From a config to the parts of a run on the native engine: data, detector, trainer. Those take scalars alone."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -13,13 +12,11 @@ from fvcore.common.config import CfgNode
 
 from sed.config import ConfigError, leaves
 from sed.core.structures import Images
-from sed.data.augmentation import StrongAugmentation
 from sed.data.catalog import load_datasets
-from sed.data.geometry import build_geometric, log_dropped
-from sed.data.loaders import Stream, collate_labeled, collate_unlabeled, test_loader
-from sed.data.mapper import LABELED, UNLABELED, ImageInfo, Mapper
-from sed.data.partition import Split, check_num_classes, partition
-from sed.data.records import Dataset, Record
+from sed.data.loaders import test_loader
+from sed.data.mapper import ImageInfo, Mapper
+from sed.data.partition import Data, check_num_classes
+from sed.data.records import Dataset
 from sed.defaults import CLASSES_KEYS
 from sed.detectors.base import Detector
 from sed.detectors.build import DetectorSpec, build_detector
@@ -31,25 +28,11 @@ from sed.engine.solver import Clip, LearningRate, Precision, build_optimizer, lr
 from sed.engine.trainer import LoopOptions, Trainer
 from sed.evaluation.coco import Results, evaluate
 from sed.methods.base import Method
+from sed.runtime.data import Streams, build_data, build_streams
 from sed.runtime.launch import rank, world_size
 
 log = logging.getLogger(__name__)
 TestBatches = Callable[[], Iterator[tuple[Images, list[ImageInfo]]]]
-
-
-@dataclass(frozen=True)
-class Data:
-    """What a run trains and is tested on; the three sets share no image.
-
-    Attributes:
-        labeled: its classes are the run's.
-        unlabeled: records without annotations; empty where the config gives none.
-        test: None where DATASETS.TEST is empty.
-    """
-
-    labeled: Dataset
-    unlabeled: Sequence[Record]
-    test: Dataset | None
 
 
 def resolve_device(name: str) -> torch.device:
@@ -68,32 +51,18 @@ def resolve_device(name: str) -> torch.device:
 
 
 # ---------------------------------------------------------------------------------------------- data
-def build_data(cfg: CfgNode) -> Data:
-    """Read, split and check all data sets.
-
-    Raises:
-        ConfigError: for an empty DATASETS.TRAIN.
-        DataError: where the config asks for what cannot be, or the data cannot be used.
-    """
-    d, s, root = cfg.DATASETS, cfg.SEMI, cfg.DATASETS.IMAGE_ROOT
-    if not d.TRAIN:
-        raise ConfigError("DATASETS.TRAIN is empty: set it to the name or the COCO json of the labelled images")
-    key, num_classes = _num_classes(cfg)
-    parts = partition(
-        lambda: load_datasets(d.TRAIN, root),
-        (lambda: load_datasets(d.UNLABELED, root, labeled=False)) if d.UNLABELED else None,
-        lambda: [build_test_set(cfg)] if d.TEST else [],
-        divide=Split(s.LABELED_PERCENT, s.LABELED_COUNT, s.FOLD),
-        method=s.METHOD,
-        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-        num_classes=num_classes,
-        classes_key=key,
+def read_data(cfg: CfgNode) -> Data:
+    """All data sets of `cfg`, split and checked, see `sed.runtime.data.build_data`; at most one test set."""
+    return build_data(
+        cfg,
+        _num_classes(cfg),
+        load=load_datasets,
+        load_tests=lambda: [build_test_set(cfg)] if cfg.DATASETS.TEST else [],
     )
-    return Data(parts.labeled, parts.unlabeled, parts.tests[0] if parts.tests else None)
 
 
 def build_test_set(cfg: CfgNode) -> Dataset:
-    """DATASETS.TEST; its number of classes is checked against the config."""
+    """Read DATASETS.TEST as one set; its number of classes is checked against the config."""
     if not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST is empty: set it to the name or the COCO json of the images to evaluate on")
     test = load_datasets(cfg.DATASETS.TEST, cfg.DATASETS.IMAGE_ROOT)
@@ -103,57 +72,34 @@ def build_test_set(cfg: CfgNode) -> Dataset:
 
 
 def _num_classes(cfg: CfgNode) -> tuple[str, int]:
-    """The key of K and its value."""
+    """The config key of the number of classes, and that number."""
     key = CLASSES_KEYS[cfg.MODEL.META_ARCHITECTURE]
     return key, dict(leaves(cfg))[key]
 
 
-def build_streams(cfg: CfgNode, data: Data, multiple: int) -> tuple[Stream, Stream | None]:
-    """This process's labelled and unlabelled stream; the second is None for the supervised control."""
+def open_streams(cfg: CfgNode, data: Data, multiple: int) -> Streams:
+    """This process's labelled and unlabelled stream, see `sed.runtime.data.build_streams`."""
     i = cfg.INPUT
-    geometric = build_geometric(i.GEOMETRIC, i.GEOMETRIC_LEVEL, cfg.SEED)
-    log_dropped(geometric, data.labeled.records, LABELED)
-    mapper = Mapper(
-        min_size=_range(i.MIN_SIZE_TRAIN),
-        max_size=i.MAX_SIZE_TRAIN,
-        flip=i.RANDOM_FLIP == "horizontal",
-        strong=StrongAugmentation(fill=i.CUTOUT_FILL),
-        strong_labeled=cfg.SEMI.STRONG_LABELED,
-        geometric=geometric,
-        seed=cfg.SEED,
-    )
-    stream = partial(
-        Stream,
-        seed=cfg.SEED,
-        aspect_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-        rank=rank(),
-        world_size=world_size(),
-    )
-    labeled = stream(
-        data.labeled.records,
-        mapper.labeled,
-        cfg.SEMI.IMS_PER_BATCH_LABELED,
-        stream_id=LABELED,
-        collate=partial(collate_labeled, multiple=multiple),
-    )
-    if cfg.SEMI.METHOD == "supervised":
-        return labeled, None
-    unlabeled = stream(
-        data.unlabeled,
-        mapper.unlabeled,
-        cfg.SEMI.IMS_PER_BATCH_UNLABELED,
-        stream_id=UNLABELED,
-        collate=partial(collate_unlabeled, multiple=multiple * 2**cfg.SED.MAX_SCALE),
-    )
-    return labeled, unlabeled
+    if not i.MIN_SIZE_TRAIN or min(i.MIN_SIZE_TRAIN) < 1:
+        sizes = tuple(i.MIN_SIZE_TRAIN)
+        raise ConfigError(f"INPUT.MIN_SIZE_TRAIN is {sizes}; expected one length in pixels or a range of two")
+    sizes = (min(i.MIN_SIZE_TRAIN), max(i.MIN_SIZE_TRAIN))
+    mapper = partial(Mapper, min_size=sizes, max_size=i.MAX_SIZE_TRAIN, flip=i.RANDOM_FLIP == "horizontal")
+    return build_streams(cfg, data, mapper, multiple, seed=cfg.SEED, rank=rank(), world_size=world_size())
+
+
+def test_mapper(cfg: CfgNode) -> Mapper:
+    """What reads and resizes test images."""
+    size = cfg.INPUT.MIN_SIZE_TEST
+    return Mapper((size, size), cfg.INPUT.MAX_SIZE_TEST, flip=False)
+
+
+test_mapper.__test__ = False  # type: ignore[attr-defined]  # not a pytest function
 
 
 def batches_of(cfg: CfgNode, test: Dataset, multiple: int, rank: int = 0, world_size: int = 1) -> TestBatches:
     """A function that starts a new pass over a process's share of the test images."""
-    i = cfg.INPUT
-    mapper = Mapper(min_size=(i.MIN_SIZE_TEST, i.MIN_SIZE_TEST), max_size=i.MAX_SIZE_TEST, flip=False)
-    workers = cfg.DATALOADER.NUM_WORKERS
+    mapper, workers = test_mapper(cfg), cfg.DATALOADER.NUM_WORKERS
     return partial(test_loader, test.records, mapper, cfg.TEST.IMS_PER_BATCH, workers, rank, world_size, multiple)
 
 
@@ -161,22 +107,15 @@ def build_evaluator(cfg: CfgNode, test: Dataset, device: torch.device) -> Callab
     """A function: detector -> COCO metrics on `test`, computed by all processes together."""
 
     def run(detector: Detector) -> Results:
-        return evaluate(
-            detector, batches_of(cfg, test, detector.size_divisibility, rank(), world_size())(), test, device
-        )
+        batches = batches_of(cfg, test, detector.size_divisibility, rank(), world_size())
+        return evaluate(detector, batches(), test, device)
 
     return run
 
 
-def _range(values: Sequence[int]) -> tuple[int, int]:
-    if not values or min(values) < 1:
-        raise ConfigError(f"INPUT.MIN_SIZE_TRAIN is {tuple(values)}; expected one length in pixels or a range of two")
-    return min(values), max(values)
-
-
 # ---------------------------------------------------------------------------------------------- model
 def detector_spec(cfg: CfgNode) -> DetectorSpec:
-    """The detector that MODEL and TEST describe."""
+    """The detector that the sections MODEL and TEST of the config describe."""
     m, t = cfg.MODEL, cfg.TEST
     one_stage = m.META_ARCHITECTURE.endswith("RetinaNet")
     backbones = {"build_resnet_fpn_backbone": "resnet", "build_small_fpn_backbone": "small"}
@@ -258,7 +197,7 @@ def _is_detr(cfg: CfgNode) -> bool:
 
 # ---------------------------------------------------------------------------------------------- trainer
 def build_trainer(cfg: CfgNode, method: Method, data: Data, device: torch.device, folder: Path) -> Trainer:
-    """Everything put together; `method` is on `device`."""
+    """The trainer of a run: optimizer, learning rate, streams and evaluation put together; `method` is on `device`."""
     o = cfg.SOLVER
     if cfg.SEMI.METHOD != "supervised" and cfg.SEMI.BURN_IN >= o.MAX_ITER:
         log.warning("SEMI.BURN_IN %d >= SOLVER.MAX_ITER %d: no unlabelled image is used", cfg.SEMI.BURN_IN, o.MAX_ITER)
@@ -279,7 +218,7 @@ def build_trainer(cfg: CfgNode, method: Method, data: Data, device: torch.device
         warmup_iters=o.WARMUP_ITERS,
         warmup_factor=o.WARMUP_FACTOR,
     )
-    labeled, unlabeled = build_streams(cfg, data, method.student.size_divisibility)
+    labeled, unlabeled = open_streams(cfg, data, method.student.size_divisibility)
     clip = o.CLIP_GRADIENTS
     return Trainer(
         method,
@@ -287,7 +226,7 @@ def build_trainer(cfg: CfgNode, method: Method, data: Data, device: torch.device
         LearningRate.of(optimizer, factor),
         labeled,
         unlabeled,
-        build_evaluator(cfg, data.test, device) if data.test else None,
+        build_evaluator(cfg, data.tests[0], device) if data.tests else None,
         LoopOptions(
             max_iter=o.MAX_ITER,
             accumulate=o.ACCUMULATE,

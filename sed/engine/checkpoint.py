@@ -33,7 +33,7 @@ def save(state: dict[str, Any], folder: str | Path, step: int, kept: int) -> Pat
 
 
 def read_full(path: str | Path) -> dict[str, Any]:
-    """A full checkpoint.
+    """The content of a full checkpoint file.
 
     Raises:
         CheckpointError: as `read`; also for another kind of file.
@@ -46,7 +46,7 @@ def read_full(path: str | Path) -> dict[str, Any]:
 
 # ---------------------------------------------------------------------------------------------- fitting
 def fingerprint(detector: Detector) -> dict[str, Any]:
-    """What tells one architecture from another, for people; tensors are compared by `check_fits`."""
+    """A short description of an architecture for error messages; tensors are compared by `check_same_tensors`."""
     return {
         "class": type(detector).__name__,
         "heads": sorted(detector.heads),
@@ -55,7 +55,9 @@ def fingerprint(detector: Detector) -> dict[str, Any]:
     }
 
 
-def check_fits(own: Mapping[str, Tensor], found: Mapping[str, Tensor], path: str | Path, what: str = "model") -> None:
+def check_same_tensors(
+    own: Mapping[str, Tensor], found: Mapping[str, Tensor], path: str | Path, what: str = "model"
+) -> None:
     """Raise one CheckpointError naming the first differing names and shapes, unless all agree.
 
     Batch norm's `num_batches_tracked` may be missing: old files have none.
@@ -82,7 +84,7 @@ def check_fits(own: Mapping[str, Tensor], found: Mapping[str, Tensor], path: str
 
 
 def load_method(method: Method, full: Mapping[str, Any], path: str | Path) -> None:
-    """Student and teacher from a full checkpoint, and the method's own state where the file has one.
+    """Load student and teacher from a full checkpoint, and the method's own state where the file has one.
 
     A checkpoint of another method's burn-in has none (running histograms); then it starts anew.
 
@@ -93,17 +95,17 @@ def load_method(method: Method, full: Mapping[str, Any], path: str | Path) -> No
     what = f"{type(method.student).__name__} (made with {then}, here {now})" if then != now else "model"
     own = method.state_dict()
     found = {n: value for n, value in own.items() if not n.startswith(("student.", "teacher."))} | full["method"]
-    check_fits(own, found, path, what)
+    check_same_tensors(own, found, path, what)
     method.load_state_dict(found)
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The optimizer's state and its kind."""
+    """The optimizer's state_dict and the name of its class, for a checkpoint."""
     return {"kind": type(optimizer).__name__, "state": optimizer.state_dict()}
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, found: Mapping[str, Any], path: str | Path) -> None:
-    """What `optimizer_state` returned.
+    """Load what `optimizer_state` returned into `optimizer`.
 
     Raises:
         CheckpointError: for another optimizer or other parameter groups.
@@ -118,7 +120,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, found: Mapping[str, Any], p
 
 
 def load_weights(detector: Detector, path: str | Path, which: str = "teacher") -> None:
-    """Weights of one detector from a plain file ({"model": ...} or a bare state_dict) or a full checkpoint.
+    """Load one detector from a plain file ({"model": ...} or a bare state_dict) or a full checkpoint.
 
     Args:
         detector: filled in place.
@@ -139,7 +141,7 @@ def load_weights(detector: Detector, path: str | Path, which: str = "teacher") -
         raise CheckpointError(f"{path}: holds no tensors by name; expected a state_dict or {{'model': state_dict}}")
     own, plain = detector.state_dict(), detector.plain_state_dict()
     target = own if sum(n in own for n in state) > sum(n in plain for n in state) else plain
-    check_fits(target, state, path)
+    check_same_tensors(target, state, path)
     live = {tensor.data_ptr() for tensor in own.values()}
     with torch.no_grad():
         for name, value in state.items():

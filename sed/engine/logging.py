@@ -1,4 +1,4 @@
-"""What a run tells: log.txt and stdout, metrics.jsonl, TensorBoard, and one progress bar. Rank 0 only.
+"""What a run reports: log.txt and stdout, metrics.jsonl, TensorBoard, and one progress bar. Rank 0 only.
 
 Losses are summed on the device and brought to the host once a window (`Window`), never once a step.
 """
@@ -52,7 +52,7 @@ def setup_logging(folder: str | Path | None, rank: int = 0) -> logging.Logger:
 
 
 class Window:
-    """Means of scalars since the last `flush`, kept on the device until then."""
+    """Means of losses and metrics since the last `flush`, kept on the device until then."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}

@@ -1,11 +1,9 @@
-"""The two things an entry script calls: `train` a config, or `evaluate_only` what a config has trained."""
+"""Training and evaluation on the native engine: `train` a config, or `evaluate_only` what a config has trained."""
 
 from __future__ import annotations
 
-import json
 import logging
 import random
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +11,16 @@ import torch
 import torch.distributed as dist
 from fvcore.common.config import CfgNode
 
-from sed.data.splits import check_manifest, write_manifest
-from sed.detectors.export import save_stock
 from sed.engine import build, checkpoint
 from sed.engine.logging import setup_logging
-from sed.evaluation.coco import Results, detect_all, format_table
+from sed.evaluation.coco import Results, format_table
 from sed.methods.build import method_from_config
-from sed.runtime.checkpoint_files import checkpoints
+from sed.runtime.engine import select_engine
 from sed.runtime.guards import Counters
-from sed.runtime.launch import rank, world_size
-from sed.runtime.output import claim_folder, draw_predictions, write_config, write_versions
+from sed.runtime.launch import rank, sum_over_processes, world_size
+from sed.runtime.output import claim_folder, record_split, write_config, write_versions
+from sed.runtime.results import draw_predictions, evaluated_weights, leave_stock_folder, write_evaluation
 from sed.runtime.scaling import describe, scaling
-from sed.runtime.select import select_engine
 
 log = logging.getLogger(__name__)
 
@@ -60,19 +56,20 @@ def train(cfg: CfgNode, resume: bool = False) -> Counters:
 
     # --- data, then model: whatever is wrong with the data is said before anything is downloaded
     device = build.resolve_device(cfg.MODEL.DEVICE)
-    data = build.build_data(cfg)
+    data = build.read_data(cfg)
+    test = data.tests[0] if data.tests else None
     log.info(
         "%d labelled, %d unlabelled, %d test images; %d classes",
         len(data.labeled),
         len(data.unlabeled),
-        len(data.test) if data.test else 0,
+        len(test) if test else 0,
         len(data.labeled.classes),
     )
-    if data.test is None:
+    if test is None:
         log.warning("DATASETS.TEST is empty: nothing is evaluated and no best teacher is kept")
     _seed(cfg.SEED)  # the same weights in every process
     student = build.build_student(cfg, cfg.MODEL.WEIGHTS if last is None else "")
-    method = method_from_config(cfg, student).to(device)
+    method = method_from_config(cfg, student, sum_over_processes).to(device)
     trainer = build.build_trainer(cfg, method, data, device, folder)
     _seed(cfg.SEED * 1009 + rank())  # other random numbers in every process
     if last is not None:
@@ -82,37 +79,21 @@ def train(cfg: CfgNode, resume: bool = False) -> Counters:
         log.info("%s holds no checkpoint yet: starting", folder)
 
     # --- what the run is, written before its first step
-    manifest = folder / "split.json"
-    if last is not None and manifest.exists():
-        check_manifest(manifest, data.labeled.records, data.unlabeled)
+    record_split(folder, data, cfg, resumed=last is not None)
     if rank() == 0:
         for change in write_config(folder, cfg.dump()):
             log.warning("resumed with another config than before: %s", change)
         write_versions(folder, device)
-        s = cfg.SEMI
-        write_manifest(
-            manifest,
-            data.labeled.records,
-            data.unlabeled,
-            data.labeled.classes,
-            source="+".join(cfg.DATASETS.TRAIN),
-            fold=s.FOLD,
-            percent=s.LABELED_PERCENT,
-            count=s.LABELED_COUNT,
-        )
     counters = trainer.train()
 
     # --- what it leaves
     if rank() == 0:
         teacher = method.teacher.module
         checkpoint.save_atomic(checkpoint.plain_weights(teacher), folder / "model_final.pth")
-        size = (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
-        if save_stock(teacher, folder / "model_final", data.labeled.classes, size):
-            log.info("for transformers: from_pretrained(%r)", str(folder / "model_final"))
-        if data.test:
-            few = replace(data.test, records=data.test.records[:6])
-            found = detect_all(teacher, build.batches_of(cfg, few, student.size_divisibility)(), device)
-            draw_predictions(folder / "predictions.png", found, few.records, few.classes)
+        leave_stock_folder(folder, teacher, data.labeled.classes, cfg)
+        if test:
+            mapper = build.test_mapper(cfg)
+            draw_predictions(folder / "predictions.png", teacher, test, mapper, cfg.TEST.IMS_PER_BATCH)
             best = f"best teacher (step {counters.best_step}, model_best.pth)"
             log.info("evaluation:\n%s", format_table({**counters.last, best: counters.best}))
         log.info("done: %s", folder / "model_final.pth")
@@ -139,23 +120,15 @@ def evaluate_only(cfg: CfgNode, resume: bool = False, which: str = "teacher") ->
     log.info("engine: torchvision (%s)", _why(cfg))
     device = build.resolve_device(cfg.MODEL.DEVICE)
     test = build.build_test_set(cfg)
-    saved = checkpoints(folder)
-    is_file = weights not in ("", "imagenet", "coco")
-    if is_file and not resume:
-        source = weights
-    elif saved:
-        source = str(saved[-1])
-    elif weights == "coco" and not resume:
-        source = weights
-    else:
-        raise checkpoint.CheckpointError(f"{folder} holds no checkpoint; set MODEL.WEIGHTS to the file to evaluate")
+    file = weights not in ("", "imagenet", "coco")
+    whole = not resume and (file or weights == "coco")
+    source = evaluated_weights(folder, weights, resume, own=file, whole=whole)
     detector = build.trained_detector(cfg, source, which).to(device)
     log.info("evaluating %s (%s) on %s, %d images", source, which, test.name, len(test))
     results = build.build_evaluator(cfg, test, device)(detector)
     if rank() == 0:
         log.info("evaluation:\n%s", format_table({which: results}))
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"evaluation_{which}.json").write_text(json.dumps({"weights": source, **results}, indent=1))
+        write_evaluation(folder, which, source, results)
     return results
 
 

@@ -35,13 +35,13 @@ log = logging.getLogger(__name__)
 # ---------------------------------------------------------------------------------------------- optimizer
 def build_optimizer(
     model: nn.Module,
-    name: str = "SGD",
+    name: str,
     *,
     lr: float,
-    momentum: float = 0.9,
-    weight_decay: float = 0.0,
-    weight_decay_norm: float = 0.0,
-    backbone_multiplier: float = 1.0,
+    momentum: float,
+    weight_decay: float,
+    weight_decay_norm: float,
+    backbone_multiplier: float,
 ) -> torch.optim.Optimizer:
     """One optimizer over the trainable parameters of `model`, in at most four groups.
 
@@ -93,10 +93,10 @@ def lr_factor(
     name: str,
     *,
     max_iter: int,
-    steps: Sequence[int] = (),
-    gamma: float = 0.1,
-    warmup_iters: int = 0,
-    warmup_factor: float = 0.001,
+    steps: Sequence[int],
+    gamma: float,
+    warmup_iters: int,
+    warmup_factor: float,
 ) -> Callable[[int], float]:
     """The factor on the base learning rate at a step, with Detectron2's meaning of the two names.
 

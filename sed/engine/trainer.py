@@ -1,4 +1,4 @@
-"""The training loop: draw, forward, backward, guard, update, average, report.
+"""The training loop: batches, losses, gradients, the optimizer's step, the teacher's update, reports, checkpoints.
 
 It drives any `Method` (sed.methods.base) by the step protocol stated there and knows nothing of configs. All
 that it needs to go on exactly is in `Trainer.state_dict`, or is a stateless function of the step.
@@ -50,7 +50,7 @@ class BatchStream(Protocol):
 
 @dataclass(frozen=True)
 class LoopOptions:
-    """How long and how often.
+    """How long a run trains, and how often it saves, evaluates and reports. A config has the defaults.
 
     Attributes:
         max_iter: optimizer steps of the whole run.
@@ -58,18 +58,18 @@ class LoopOptions:
         checkpoint_period: steps between checkpoints.
         checkpoints_kept: how many stay.
         eval_period: steps between evaluations; 0: at the end only.
-        log_period: steps between two transfers of losses to the host.
         collapse_steps: warn when the teacher finds nothing for so many steps; 0: never.
+        log_period: steps between two transfers of losses to the host.
         max_skipped: so many non-finite steps in a row stop the training.
     """
 
     max_iter: int
-    accumulate: int = 1
-    checkpoint_period: int = 5000
-    checkpoints_kept: int = 2
-    eval_period: int = 5000
+    accumulate: int
+    checkpoint_period: int
+    checkpoints_kept: int
+    eval_period: int
+    collapse_steps: int
     log_period: int = 20
-    collapse_steps: int = 1000
     max_skipped: int = 20
 
 
@@ -84,9 +84,9 @@ class Trainer:
         unlabeled: stream of UnlabeledBatch; None where the method needs none.
         evaluate: detector -> metrics (float percent, key "AP" decides which teacher is best); called by all
             processes together; None: no evaluation.
-        options: see there.
-        precision: see there.
-        clip: see there.
+        options: how long and how often.
+        precision: mixed precision and loss scaling.
+        clip: of the gradients.
         folder: the run's output folder; it exists.
     """
 
@@ -128,7 +128,7 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------ the loop
     def train(self) -> Counters:
-        """Run to `max_iter`; returns what was counted, with the best and the last evaluation.
+        """Train up to step `max_iter`; returns what was counted, with the best and the last evaluation.
 
         Raises:
             TrainingError: after `max_skipped` non-finite steps in a row; the last good checkpoint stays.
@@ -220,7 +220,7 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------ evaluation
     def _evaluate(self, evaluate: Callable[[Detector], Results]) -> Results:
-        """Evaluate both, keep the best teacher; leaves no trace in training (random numbers, train mode)."""
+        """Evaluate student and teacher, keep the best teacher; random numbers and train mode stay as they were."""
         state = rng_state()
         c = self.counters
         c.last = {"student": evaluate(self.method.student)}
@@ -241,7 +241,7 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------ state
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the steps so far have changed. Called by all processes together."""
+        """Everything that an exact resume needs. Called by all processes together."""
         rng = [rng_state()]
         if world_size() > 1:
             rng = [None] * world_size()
@@ -264,7 +264,7 @@ class Trainer:
             checkpoint.save(state, self.folder, self.step, self.options.checkpoints_kept)
 
     def resume(self, path: str | Path) -> None:
-        """Go on from a checkpoint.
+        """Go on from a checkpoint, exactly where it was written.
 
         Raises:
             CheckpointError: unreadable, or of another architecture, method or optimizer.

@@ -194,12 +194,18 @@ def _gather(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def format_table(results: dict[str, Results]) -> str:
-    """A text table, a row for each of `results`; columns AP, AP50, AP75, APs, APm, APl, and VOC's if any."""
+    """A text table, a row for each of `results`; columns AP, AP50, AP75, APs, APm, APl, and VOC's if any.
+
+    If a row has "seconds", the time an image, it is the last column.
+    """
     columns = {name: 7 for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")}
     columns |= {name: 12 for name in (VOC07, VOC12) if any(name in row for row in results.values())}
+    timed = any("seconds" in row for row in results.values())
     width = max([len(name) for name in results], default=0)
     lines = [" " * width + "".join(f"{column:>{size}}" for column, size in columns.items())]
+    lines[0] += f"{'s/image':>10}" * timed
     for name, row in results.items():
         cells = (f"{row.get(column, float('nan')):{size}.1f}" for column, size in columns.items())
-        lines.append(f"{name:<{width}}" + "".join(cells))
+        seconds = f"{row.get('seconds', float('nan')):10.4f}" * timed
+        lines.append(f"{name:<{width}}" + "".join(cells) + seconds)
     return "\n".join(lines)

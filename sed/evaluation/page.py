@@ -51,7 +51,7 @@ $body</tbody></table>$note</section>
 $picture
 <section class="facts"><h2>Commands</h2><pre>$commands</pre>
 <h2>All that differs between the two configurations</h2>
-<table><thead><tr><th>key</th><th>$control</th><th>$treated</th></tr></thead><tbody>$difference</tbody></table>
+<table><thead><tr><th>key</th><th>$baseline</th><th>$treated</th></tr></thead><tbody>$difference</tbody></table>
 <h2>Seed and versions</h2><table><tbody>$facts</tbody></table></section>
 </main></body></html>
 """

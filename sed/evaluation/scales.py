@@ -1,10 +1,10 @@
 """A detector over input scales: the ensemble of several test sizes, and how far scores move when an image is halved.
 
-The ensemble (METHOD 9; Tab. 7 of the paper): "an ensemble with NMS (Threshold=0.5)" [P]. [O] NMS is per class, as every
-detector here has it, and the best `limit` detections of an image are kept.
+The ensemble (docs/method.md, section 9; Tab. 7 of the paper): "an ensemble with NMS (Threshold=0.5)" [P]. [O] NMS
+is per class, as every detector here has it, and the best `limit` detections of an image are kept.
 
 The score distance (Fig. 2b): "the absolute difference between the predictions of the image in different sizes", here of
-X and of X^, its half-size copy, with the pairs of Eq. 2 (METHOD 2, 4, 5). The paper leaves open [O]:
+X and of X^, its half-size copy, with the pairs of Eq. 2 (docs/method.md, sections 2, 4, 5). The paper leaves open [O]:
     distance     Bernoulli scores: |p - p^|, of K classes the largest; softmax: total variation, sum |p - p^| / 2
     foreground   by ground truth and not by score, so that it is the same for all models and does not follow from the
                  distance: the anchors of the cell that holds an object's centre, in each level; a query whose
@@ -54,6 +54,25 @@ def scaled_size(short: int, test_size: tuple[int, int]) -> tuple[int, int]:
     """
     usual, longest = test_size
     return short, max(round(longest * short / usual), short)
+
+
+def read_size(text: str, test_size: tuple[int, int]) -> tuple[int, int]:
+    """(short side, limit of the long side) of a test size as it is typed.
+
+    "480x1333" says both, as SIT prints them; "480" the short side alone, and the limit follows `scaled_size`.
+
+    Raises:
+        ValueError: for another form, a side below 1, or a limit below the short side.
+    """
+    numbers = text.lower().split("x")
+    if len(numbers) > 2 or not all(number.isdecimal() for number in numbers):
+        raise ValueError(f"{text}: expected a short side, as 480, or short side and long limit, as 480x1333")
+    short, *longest = map(int, numbers)
+    if min(short, *longest, short) < 1:
+        raise ValueError(f"{text}: expected lengths in pixels, at least 1")
+    if longest and longest[0] < short:
+        raise ValueError(f"{text}: the long limit is below the short side")
+    return (short, longest[0]) if longest else scaled_size(short, test_size)
 
 
 def ensemble(runs: Iterable[Sequence[dict[str, Any]]], limit: int, iou: float = ENSEMBLE_IOU) -> list[dict[str, Any]]:

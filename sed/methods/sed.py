@@ -81,9 +81,10 @@ class SED(Method):
     ) -> None:
         super().__init__(student, schedule)
         self.options = o = options or SEDOptions()
-        self.reweight = make_reweight(
-            o.reweight.kind, o.reweight.bins, sum_over_processes if o.reweight.over_processes else None
-        )
+        if o.reweight.over_processes and sum_over_processes is None:
+            raise ValueError("SED: REWEIGHT.OVER_PROCESSES needs sum_over_processes (sed.runtime.launch has one)")
+        over = sum_over_processes if o.reweight.over_processes else None
+        self.reweight = make_reweight(o.reweight.kind, o.reweight.bins, over)
 
     def forward(self, labeled: LabeledBatch, unlabeled: UnlabeledBatch | None, step: int) -> dict[str, Tensor]:
         """One step of Eq. 1. See `Method.forward`."""

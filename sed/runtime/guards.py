@@ -1,4 +1,4 @@
-"""Two watchmen beside the loop: for steps that are not finite, and for a collapsed teacher."""
+"""Checks beside the training loop: steps whose loss is not finite are counted, a collapsed teacher is warned of."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-FEW = 0.5  # a teacher that finds less in a step, on all its images together, has as good as nothing to teach
+FEW = 0.5  # confident detections a step, on all images together; a teacher with fewer counts as collapsed
 
 
 class TrainingError(RuntimeError):
@@ -18,12 +18,12 @@ class TrainingError(RuntimeError):
 
 @dataclass
 class Counters:
-    """What a run remembers beside its weights; part of every checkpoint.
+    """Skipped steps, the state of the collapse warning, best and last evaluation; part of every checkpoint.
 
     Attributes:
         skipped: non-finite steps in all.
         skipped_in_row: non-finite steps since the last good one.
-        silent: steps since the teacher last found something (`FEW`).
+        silent: steps since the teacher last had confident detections (at least `FEW` a step).
         warned: whether the collapse warning was given.
         best_step: steps done when the best teacher was evaluated; -1 before the first evaluation.
         best: the best teacher's evaluation.
@@ -88,9 +88,10 @@ def watch_collapse(counters: Counters, means: Mapping[str, float], step: int, wi
         counters.warned = True
         log.warning(
             "step %d: the teacher has found next to nothing on the unlabelled images for %d steps, so the student "
-            "learns from them that there is nothing. Try a lower SED.THRESHOLD or PSEUDO_LABEL.THRESHOLD, a longer "
-            "SEMI.BURN_IN, smaller SED.LAMBDA_SCALE and SED.LAMBDA_DISTILL, SEMI.RAMP_STEPS, or a slower "
-            "teacher (SEMI.EMA.START and END nearer to 1)",
+            "learns from them that there is nothing. Try a lower SED_PLUS.THRESHOLD or PSEUDO_LABEL.THRESHOLD, a "
+            "longer SEMI.BURN_IN, smaller weights (SED_PLUS.WEIGHT and HALF_SIZE_WEIGHT, PSEUDO_LABEL.WEIGHT, "
+            "SED.LAMBDA_SCALE and LAMBDA_DISTILL), SEMI.RAMP_STEPS, or a slower teacher (SEMI.EMA.START and END nearer "
+            "to 1)",
             step,
             counters.silent,
         )

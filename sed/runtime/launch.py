@@ -1,4 +1,4 @@
-"""Processes: one, several on this machine, several machines, or whatever torchrun started.
+"""Start the processes of a run: one, several on this machine, on several machines, or those that torchrun started.
 
 All distributed work is `torch.distributed`: NCCL on GPUs, gloo on CPUs, where `--num-gpus N` means
 N CPU processes.
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch import Tensor
 
 
 class LaunchError(RuntimeError):
@@ -30,6 +31,13 @@ def rank() -> int:
 def world_size() -> int:
     """How many processes train together; 1 without torch.distributed."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def sum_over_processes(counts: Tensor) -> tuple[Tensor, int]:
+    """The counts of all processes together, in place, and how many processes there are: for Eq. 5."""
+    if dist.is_initialized():
+        dist.all_reduce(counts)
+    return counts, world_size()
 
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
@@ -51,7 +59,7 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def launch_main(main_fn: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
-    """`launch` with the flags of `make_parser`; what goes wrong ends this process with a message or a status."""
+    """`launch` with the flags of `make_parser`; errors end this process with a message or a status."""
     try:
         launch(main_fn, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (args,))
     except LaunchError as error:

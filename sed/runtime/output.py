@@ -1,4 +1,4 @@
-"""A run's output folder: whose it is, what it was made with, and its last picture."""
+"""A run's output folder: whose it is, and what the run was made with."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,11 @@ import torch
 import yaml
 
 import sed
-from sed.data.errors import DataError
 from sed.data.files import save_text
-from sed.data.records import Record
-from sed.evaluation.pictures import Painter, draw_found, draw_truth, paint_boxes
-from sed.evaluation.visualize import contact_sheet, write_png
+from sed.data.partition import Data
+from sed.data.splits import check_manifest, write_manifest
 from sed.runtime.checkpoint_files import checkpoints
+from sed.runtime.launch import rank
 
 _PACKAGES = (
     "torch",
@@ -33,7 +32,6 @@ _PACKAGES = (
     "tensorboard",
     "detectron2",
 )
-_PICTURE_SIDE = 320  # pixels
 
 
 class OutputError(RuntimeError):
@@ -41,7 +39,7 @@ class OutputError(RuntimeError):
 
 
 def claim_folder(folder: str | Path, resume: bool) -> Path | None:
-    """Make `folder` this run's.
+    """Make `folder` this run's output folder, unless it holds another run.
 
     Returns:
         The checkpoint to go on from; None where the run starts.
@@ -60,19 +58,6 @@ def claim_folder(folder: str | Path, resume: bool) -> Path | None:
     for left_over in folder.glob(".*.tmp"):  # a writer was killed
         left_over.unlink(missing_ok=True)  # by another process
     return saved[-1] if saved else None
-
-
-def trained_weights(folder: str | Path) -> str:
-    """The weights that a run left in its output folder: model_best.pth, or model_final.pth where there is none.
-
-    Raises:
-        DataError: where there is neither.
-    """
-    names = ("model_best.pth", "model_final.pth")
-    found = [str(Path(folder) / name) for name in names if (Path(folder) / name).is_file()]
-    if not found:
-        raise DataError(f"no weights: {folder} holds no {' or '.join(names)}; train first, or give --weights")
-    return found[0]
 
 
 def write_config(folder: Path, text: str) -> list[str]:
@@ -101,26 +86,28 @@ def write_versions(folder: Path, device: torch.device) -> dict[str, Any]:
     return content
 
 
-def draw_predictions(
-    path: Path,
-    found: Sequence[Mapping[str, Any]],
-    records: Sequence[Record],
-    classes: Sequence[str],
-    paint: Painter = paint_boxes,
-) -> None:
-    """A contact sheet of `records`: ground truth above, detections with a score of at least 0.5 below.
+def record_split(folder: Path, data: Data, config: Mapping[str, Any], resumed: bool) -> None:
+    """Write down in split.json which images are labelled; a resumed run must have those of before.
 
-    Args:
-        path: of the PNG.
-        found: detections, see `sed.evaluation.coco.detect_all`.
-        records: the images; few.
-        classes: names by contiguous class.
-        paint: who draws.
+    Every process checks, the first one writes.
+
+    Raises:
+        DataError: where a resumed run has other images.
     """
-    side = _PICTURE_SIDE
-    truth = [(draw_truth(r, classes, side, paint), f"truth {r['image_id']}") for r in records]
-    guess = [(draw_found(r, found, classes, 0.5, side, paint), "teacher, score >= 0.5") for r in records]
-    write_png(str(path), contact_sheet([truth, guess], cell=_PICTURE_SIDE))
+    manifest, s = folder / "split.json", config["SEMI"]
+    if resumed and manifest.exists():
+        check_manifest(manifest, data.labeled.records, data.unlabeled)
+    if rank() == 0:
+        write_manifest(
+            manifest,
+            data.labeled.records,
+            data.unlabeled,
+            data.labeled.classes,
+            source="+".join(config["DATASETS"]["TRAIN"]),
+            fold=s["FOLD"],
+            percent=s["LABELED_PERCENT"],
+            count=s["LABELED_COUNT"],
+        )
 
 
 def _leaves(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A recipe for some number of processes, run on another: batch, learning rate and all that counts steps, together.
+"""The scaling rule: a recipe for R processes run on W, by batch, learning rate, steps and EMA rates together.
 
 SOLVER.REFERENCE_WORLD_SIZE is Detectron2's key and has its meaning: the number of processes that the config is meant
 for; 0 switches the rule off. Each process keeps its share of a batch. With W processes instead of R, k = W / R:

@@ -1,4 +1,4 @@
-"""What a SED step costs beside a supervised one (METHOD 8 and 13); `tools/bench.py` prints it.
+"""What a SED step costs beside a supervised one (docs/method.md, sections 8 and 13); `tools/bench.py` prints it.
 
 The floor is counted in network passes, each measured alone: the supervised step as it is, one more pass with gradient
 on the strong view, a quarter of one on the half-size view, the teacher's pass without, and the region heads on the
@@ -110,7 +110,11 @@ def step_cost(setting: Setting) -> list[Row]:
     outside = "outside the network (losses and re-weighting, forward and backward, and EMA) / step"
     return [
         Row("SED step / supervised step", total / seconds["supervised"], None),
-        Row("floor of passes (METHOD 8, region heads counted) / supervised step", floor / seconds["supervised"], None),
+        Row(
+            "floor of passes (region heads counted) / supervised step",
+            floor / seconds["supervised"],
+            None,
+        ),
         Row("SED step / floor", total / floor, 1.10),
         Row(outside, (terms + ema) / total, 0.03),
         Row("EMA / step", ema / total, 0.01),

@@ -1,8 +1,8 @@
 """One self-contained HTML page that compares two finished training runs, from what their folders hold.
 
-    control = read_run("output/quickstart/supervised", "Supervised control")
+    baseline = read_run("output/quickstart/supervised", "Supervised baseline")
     treated = read_run("output/quickstart/sed", "SED")
-    write_report("output/quickstart/report.html", control, treated, title="Quick start", sheet=picture)
+    write_report("output/quickstart/report.html", baseline, treated, title="Quick start", sheet=picture)
 
 A run folder holds config.yaml, metrics.jsonl, split.json, versions.json (written by training; the last two may be
 missing) and results.json (by `write_results`). The page needs no network: all that it shows is in it.
@@ -30,7 +30,7 @@ MODELS = {"student": "student", "teacher": "EMA teacher"}  # keys of results.jso
 CONFIG_FILE, METRICS_FILE, RESULTS_FILE = "config.yaml", "metrics.jsonl", "results.json"
 _IGNORED_KEYS = ("OUTPUT_DIR", "VERSION")  # differ, or not, for no reason of the method
 _TERMS = {"scale": "scale consistency", "distill": "distillation", "pseudo": "pseudo-labels"}
-_CONTROL_COLOUR, _TREATED_COLOUR = "#8a94a6", "#3454d1"
+_BASELINE_COLOUR, _TREATED_COLOUR = "#8a94a6", "#3454d1"
 _TERM_COLOURS = ("#3454d1", "#e07a1f", "#1a936f", "#8a4fbf")
 
 
@@ -39,8 +39,8 @@ class ReportError(ValueError):
 
 
 @dataclass(frozen=True)
-class Run:
-    """One finished run.
+class RunResults:
+    """What one finished run was and measured, read from its folder.
 
     Attributes:
         label: its name on the page.
@@ -100,13 +100,13 @@ def read_metrics(path: str | Path) -> list[dict]:
 
 
 def write_results(folder: str | Path, scores: Mapping[str, Mapping[str, float]], **facts: object) -> None:
-    """Write results.json: `scores` as in `Run`, and any of dataset, command, seconds."""
+    """Write results.json: `scores` as in `RunResults`, and any of dataset, command, seconds."""
     text = json.dumps({"scores": scores, **facts}, indent=1)
     Path(folder, RESULTS_FILE).write_text(text + "\n")
 
 
-def read_run(folder: str | Path, label: str) -> Run:
-    """A finished run.
+def read_run(folder: str | Path, label: str) -> RunResults:
+    """Read a finished run's folder.
 
     Raises:
         ReportError: where one of its three files is missing or broken.
@@ -121,7 +121,7 @@ def read_run(folder: str | Path, label: str) -> Run:
     config = _flat(yaml.safe_load((folder / CONFIG_FILE).read_text()))
     split, versions = (_optional(folder / name) for name in ("split.json", "versions.json"))
     counts = {key: split[key] for key in ("labeled", "unlabeled") if key in split}
-    return Run(label, config, read_metrics(folder / METRICS_FILE), **results, **counts, versions=_flat(versions))
+    return RunResults(label, config, read_metrics(folder / METRICS_FILE), **results, **counts, versions=_flat(versions))
 
 
 def _optional(path: Path) -> dict:
@@ -135,7 +135,7 @@ def _flat(node: dict, prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def config_difference(first: Run, second: Run) -> list[tuple[str, object, object]]:
+def config_difference(first: RunResults, second: RunResults) -> list[tuple[str, object, object]]:
     """(key, value of the first, value of the second) wherever they differ, output folders aside."""
     keys = sorted(set(first.config) | set(second.config))
     rows = [(key, first.config.get(key), second.config.get(key)) for key in keys if key not in _IGNORED_KEYS]
@@ -143,32 +143,32 @@ def config_difference(first: Run, second: Run) -> list[tuple[str, object, object
 
 
 # ------------------------------------------------------------------------------------- table and sentence
-def table_rows(*runs: Run) -> dict[str, dict[str, float]]:
+def table_rows(*runs: RunResults) -> dict[str, dict[str, float]]:
     """Label -> scores of every evaluated model, student before teacher; `coco.format_table` prints it."""
     return {f"{run.label}, {MODELS[m]}": run.scores[m] for run in runs for m in MODELS if m in run.scores}
 
 
-def verdict(control: Run, treated: Run) -> str:
+def verdict(baseline: RunResults, treated: RunResults) -> str:
     """What the treatment changed, in one sentence made from the numbers.
 
-    Its teacher is compared with that one of the control's two models that has the higher AP.
+    Its teacher is compared with that one of the baseline's two models that has the higher AP.
     """
-    reference = max(control.scores, key=lambda m: _finite(control.scores[m].get("AP"), -1.0))
-    before, after = control.scores[reference], treated.scores["teacher"]
+    reference = max(baseline.scores, key=lambda m: _finite(baseline.scores[m].get("AP"), -1.0))
+    before, after = baseline.scores[reference], treated.scores["teacher"]
     if not all(math.isfinite(_finite(s.get("AP"), math.nan)) for s in (before, after)):
         return f"No AP could be measured on {treated.dataset or 'the test set'}, so nothing can be said."
     gain = after["AP"] - before["AP"]
     word = "raised" if gain > 0.05 else "lowered" if gain < -0.05 else "did not change"
     images = f"{treated.unlabeled:,} unlabelled images" if treated.unlabeled else "unlabelled images"
-    same = f"the same {control.labeled} labelled images" if control.labeled else "the same labelled images"
+    same = f"the same {baseline.labeled} labelled images" if baseline.labeled else "the same labelled images"
     sentence = (
         f"With {same} and the same number of steps, {treated.label}'s use of {images} {word} AP on "
-        f"{treated.dataset or 'the test set'}: {before['AP']:.1f} ({control.label}, {MODELS[reference]}) "
+        f"{treated.dataset or 'the test set'}: {before['AP']:.1f} ({baseline.label}, {MODELS[reference]}) "
         f"against {after['AP']:.1f} ({treated.label}, {MODELS['teacher']}), {gain:+.1f} AP"
     )
     gain50 = _finite(after.get("AP50"), math.nan) - _finite(before.get("AP50"), math.nan)
     sentence += f" and {gain50:+.1f} AP50" if math.isfinite(gain50) else ""
-    ratio = treated.seconds / control.seconds if control.seconds else math.nan
+    ratio = treated.seconds / baseline.seconds if baseline.seconds else math.nan
     return sentence + (f", at {ratio:.1f} times the seconds." if math.isfinite(ratio) else ".")
 
 
@@ -181,7 +181,7 @@ def _number(value: float | None) -> str:
 
 
 # ---------------------------------------------------------------------------------------------- curves
-def curves_svg(control: Run, treated: Run) -> str:
+def curves_svg(baseline: RunResults, treated: RunResults) -> str:
     """AP on the validation set, supervised and unsupervised losses against the step, as one inline SVG."""
     import matplotlib
 
@@ -205,7 +205,7 @@ def curves_svg(control: Run, treated: Run) -> str:
     }
     with plt.rc_context(style):
         figure, (ap, sup, unsup) = plt.subplots(1, 3, figsize=(13, 3.7), layout="constrained")
-        for run, colour in ((control, _CONTROL_COLOUR), (treated, _TREATED_COLOUR)):
+        for run, colour in ((baseline, _BASELINE_COLOUR), (treated, _TREATED_COLOUR)):
             for model, line in (("student", "--"), ("teacher", "-")):
                 label = f"{run.label}, {MODELS[model]}"
                 ap.plot(*run.series(f"{model}/AP"), line, color=colour, marker="o", ms=3.5, label=label)
@@ -235,8 +235,8 @@ def curves_svg(control: Run, treated: Run) -> str:
 # ---------------------------------------------------------------------------------------------- page
 def write_report(
     path: str | Path,
-    control: Run,
-    treated: Run,
+    baseline: RunResults,
+    treated: RunResults,
     *,
     title: str,
     sheet: np.ndarray | None = None,
@@ -247,14 +247,14 @@ def write_report(
 
     Args:
         path: the HTML file.
-        control: the run to compare with.
+        baseline: the run to compare with.
         treated: the run with the method.
         title: headline.
         sheet: contact sheet [H, W, 3] uint8 RGB.
         sheet_caption: how its images and boxes were chosen.
         commands: what to type to make all of this again; the runs' own commands follow.
     """
-    rows = table_rows(control, treated)
+    rows = table_rows(baseline, treated)
     best = {m: max((_finite(s.get(m), -1.0) for s in rows.values()), default=0.0) for m in METRICS}
     body = ""
     for label, scores in rows.items():
@@ -262,17 +262,17 @@ def write_report(
             f"<td{' class=best' if scores.get(m) == best[m] else ''}>{_number(scores.get(m))}</td>" for m in METRICS
         )
         body += f"<tr><th>{html.escape(label)}</th>{cells}</tr>\n"
-    tiles = "".join(_tile(name, control, treated) for name in ("AP", "AP50", "APs"))
-    seconds = " / ".join(f"{run.seconds:.0f}" for run in (control, treated))
-    tiles += f"<div class=tile><b>{seconds} s</b><span>training, {control.label} / {treated.label}</span></div>"
+    tiles = "".join(_tile(name, baseline, treated) for name in ("AP", "AP50", "APs"))
+    seconds = " / ".join(f"{run.seconds:.0f}" for run in (baseline, treated))
+    tiles += f"<div class=tile><b>{seconds} s</b><span>training, {baseline.label} / {treated.label}</span></div>"
     difference = "".join(
         f"<tr><th><code>{html.escape(key)}</code></th><td>{html.escape(repr(a))}</td><td>{html.escape(repr(b))}</td></tr>"
-        for key, a, b in config_difference(control, treated)
+        for key, a, b in config_difference(baseline, treated)
     )
-    lines = [*commands, *(run.command for run in (control, treated) if run.command)]
+    lines = [*commands, *(run.command for run in (baseline, treated) if run.command)]
     facts = {
-        "seed": _pair(control, treated, "SEED"),
-        "fold": _pair(control, treated, "SEMI.FOLD"),
+        "seed": _pair(baseline, treated, "SEED"),
+        "fold": _pair(baseline, treated, "SEMI.FOLD"),
         **{key.removeprefix("packages."): value for key, value in treated.versions.items() if key != "command"},
     }
     picture = ""
@@ -285,16 +285,16 @@ def write_report(
         )
     page = PAGE.substitute(
         title=html.escape(title),
-        verdict=html.escape(verdict(control, treated)),
+        verdict=html.escape(verdict(baseline, treated)),
         tiles=tiles,
         dataset=html.escape(treated.dataset or "the test set"),
         head="".join(f"<th>{m}</th>" for m in METRICS),
         body=body,
         note="<p>-: the set has no object of this size.</p>" if ">-</td>" in body else "",
-        curves=curves_svg(control, treated),
+        curves=curves_svg(baseline, treated),
         picture=picture,
         commands=html.escape("\n".join(lines)),
-        control=html.escape(control.label),
+        baseline=html.escape(baseline.label),
         treated=html.escape(treated.label),
         difference=difference,
         facts="".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(str(v))}</td></tr>" for k, v in facts.items()),
@@ -302,13 +302,13 @@ def write_report(
     Path(path).write_text(page, encoding="utf-8")
 
 
-def _tile(metric: str, control: Run, treated: Run) -> str:
-    before, after = (_finite(run.scores["teacher"].get(metric), math.nan) for run in (control, treated))
+def _tile(metric: str, baseline: RunResults, treated: RunResults) -> str:
+    before, after = (_finite(run.scores["teacher"].get(metric), math.nan) for run in (baseline, treated))
     change = f"{after - before:+.1f}" if math.isfinite(after - before) else "-"
     note = f"{metric}, teacher against teacher: {_number(before)}&nbsp;&rarr;&nbsp;{_number(after)}"
     return f"<div class=tile><b>{change}</b><span>{note}</span></div>"
 
 
-def _pair(control: Run, treated: Run, key: str) -> str:
-    values = [str(run.config.get(key, "?")) for run in (control, treated)]
+def _pair(baseline: RunResults, treated: RunResults, key: str) -> str:
+    values = [str(run.config.get(key, "?")) for run in (baseline, treated)]
     return values[0] if values[0] == values[1] else " / ".join(values)

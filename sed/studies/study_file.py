@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from sed.config import ConfigError
-from sed.studies.study import slug
+from sed.studies.wording import slug
 
 Words = tuple[str, ...]  # KEY, VALUE, KEY, VALUE, ...
 TUNE = "tune"  # the folder of the runs that choices are made on
@@ -29,14 +29,14 @@ _OF_METHOD |= {"like": (str, "the name of a method"), "own_burn_in": (bool, "tru
 
 
 @dataclass(frozen=True)
-class Method:
+class StudyMethod:
     """One line of the table.
 
     Attributes:
         options: what it changes in the config.
         candidates: name -> what else it may change; which one is chosen on the tune set. Empty: nothing is chosen.
         like: the method whose options (and choice) come before its own; "": none.
-        own_burn_in: train from its beginning. So does, unasked, whatever differs from the control in burn-in.
+        own_burn_in: train from its beginning. So does, unasked, what differs from the supervised baseline in burn-in.
     """
 
     options: Words = ()
@@ -57,7 +57,7 @@ class Study:
         tune_seeds: seed s is SEED s and SEMI.FOLD s: labels, weights, order and augmentation.
         seeds: those that are reported; they share none with `tune_seeds`.
         cases: name -> options; the first is the main one, in which choices are made.
-        methods: name -> method, in the table's order; the first is the control, whose burn-in is everybody's.
+        methods: name -> method, in the table's order; the first is the supervised baseline, whose burn-in all share.
         reference: the method that all others are compared with.
         equal_seconds: methods that also run for as long as the reference takes.
         sizes: short sides of the test images for AP against input scale; empty: no such pictures.
@@ -67,7 +67,7 @@ class Study:
     test: str
     seeds: tuple[int, ...]
     cases: Mapping[str, Words]
-    methods: Mapping[str, Method]
+    methods: Mapping[str, StudyMethod]
     reference: str
     options: Words = ()
     tune: str = ""
@@ -76,13 +76,13 @@ class Study:
     sizes: tuple[int, ...] = ()
 
     @property
-    def control(self) -> str:
-        """The first method."""
+    def baseline(self) -> str:
+        """The supervised baseline: the first method."""
         return next(iter(self.methods))
 
     @property
     def main_case(self) -> str:
-        """The first case."""
+        """The first case, in which choices are made."""
         return next(iter(self.cases))
 
     def words(self, case: str, method: str, seed: int, chosen: Mapping[str, str]) -> Words:
@@ -160,8 +160,8 @@ def _mistakes(study: Study) -> list[tuple[object, str]]:
         (study.reference in study.equal_seconds, "equal_seconds holds the reference, whose seconds are the measure"),
         (bad, f"like of {', '.join(bad)}: expected a method that is not like another, and no candidates; {known}"),
         (
-            study.control in (*tuned, *likes),
-            f"{study.control} is the control (the first): no candidates, no like",
+            study.baseline in (*tuned, *likes),
+            f"{study.baseline} is the supervised baseline (the first): no candidates, no like",
         ),
         (tuned and not (study.tune and study.tune_seeds), f"{', '.join(tuned)} are tuned; give tune and tune_seeds"),
         (shared, f"seeds and tune_seeds share {shared}: what is chosen on a seed is not reported on it"),
@@ -171,15 +171,15 @@ def _mistakes(study: Study) -> list[tuple[object, str]]:
     ]
 
 
-def _method(place: str, value: object) -> Method:
+def _method(place: str, value: object) -> StudyMethod:
     if isinstance(value, str):
-        return Method(_words(place, value))
+        return StudyMethod(_words(place, value))
     if not isinstance(value, dict):
         raise ConfigError(f"{place}: expected options, or a mapping with any of {', '.join(_OF_METHOD)}; got {value!r}")
     _check_keys(place, value, _OF_METHOD)
     candidates = {str(k): _words(f"{place}, candidate {k}", v) for k, v in value.get("candidates", {}).items()}
     options = _words(place, value.get("options", ""))
-    return Method(options, candidates, value.get("like", ""), value.get("own_burn_in", False))
+    return StudyMethod(options, candidates, value.get("like", ""), value.get("own_burn_in", False))
 
 
 def _check_keys(place: str, values: Mapping[Any, Any], expected: Mapping[str, tuple[type, str]]) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 
 from sed.config import ConfigError
 from sed.data.files import save_text
-from sed.studies.study import slug
 from sed.studies.study_file import TUNE, Study, Words
 from sed.studies.study_runs import Evaluation, Result, Run, Runner
+from sed.studies.wording import slug
 
 Tuned = dict[str, dict[str, list[Result]]]  # method -> candidate -> a result for every tune seed
 Reported = dict[str, dict[str, dict[int, Result]]]  # case -> method -> seed -> result
@@ -27,7 +27,7 @@ class Plan:
     Args:
         study: see there.
         output: <output>/tune/<method>-<candidate>-<seed>, <output>/<case>/<method>[-equal_seconds]-<seed>.
-        only: the methods to run; empty: all. The control is run wherever another one starts from its burn-in.
+        only: the methods to run; empty: all. The baseline is run wherever another one starts from its burn-in.
     """
 
     def __init__(self, study: Study, output: Path, only: Sequence[str] = ()) -> None:
@@ -44,7 +44,7 @@ class Plan:
         """How many runs there are, equal ones counted apart."""
         study = self.study
         tune = sum(len(study.methods[name].candidates) for name in self.tuned) + bool(self.tuned)
-        report = len({study.control, *self.methods}) + len(self.equal)
+        report = len({study.baseline, *self.methods}) + len(self.equal)
         return tune * len(study.tune_seeds) + report * len(study.cases) * len(study.seeds)
 
     def check(self, runner: Runner) -> None:
@@ -62,21 +62,21 @@ class Plan:
 
     # ------------------------------------------------------------------------------------------ the rounds
     def tune(self, runner: Runner) -> Tuned:
-        """Every candidate of every tuned method, and the control beside them, on the tune seeds and set."""
+        """Every candidate of every tuned method, and the baseline beside them, on the tune seeds and set."""
         study, case, folder = self.study, self.study.main_case, self.output / TUNE
         test = Evaluation(study.tune)
         if not self.tuned:
             return {}
         rows: dict[tuple[str, str], list[Run]] = {}
         for seed in study.tune_seeds:
-            words = study.words(case, study.control, seed, {})
-            control = Run(folder / f"{slug(study.control)}-{seed}", words, test)
-            rows.setdefault((study.control, ""), []).append(control)
+            words = study.words(case, study.baseline, seed, {})
+            baseline = Run(folder / f"{slug(study.baseline)}-{seed}", words, test)
+            rows.setdefault((study.baseline, ""), []).append(baseline)
             for name in self.tuned:
                 for candidate in study.methods[name].candidates:
                     words = study.words(case, name, seed, {name: candidate})
                     place = folder / f"{slug(name)}-{slug(candidate)}-{seed}"
-                    run = Run(place, words, test, control, study.own_burn_in(name))
+                    run = Run(place, words, test, baseline, study.own_burn_in(name))
                     rows.setdefault((name, candidate), []).append(run)
         results = runner.run_all([run for runs in rows.values() for run in runs])
         tuned: Tuned = {}
@@ -96,9 +96,9 @@ class Plan:
                 steps = self._steps(runner, case, name, chosen, reported)
                 words = (*run.words, *longer(runner.config(run.words), steps))
                 folder = run.folder.with_name(f"{slug(name)}-{EQUAL}-{seed}")
-                control = run.control or run  # the control's own burn-in is shared, too
+                baseline = run.baseline or run  # the baseline's own burn-in is shared, too
                 test = Evaluation(self.study.test, run.test.models)
-                runs[case, name, seed] = Run(folder, words, test, control, run.own_burn_in)
+                runs[case, name, seed] = Run(folder, words, test, baseline, run.own_burn_in)
         return self._results(runner, runs) if runs else {}
 
     # ------------------------------------------------------------------------------------------ parts
@@ -106,15 +106,15 @@ class Plan:
         study, runs = self.study, {}
         for case in study.cases:
             for seed in study.seeds:
-                control: Run | None = None
+                baseline: Run | None = None
                 for name in study.methods:
-                    if name == study.control or name in self.methods:
-                        models = ("teacher", "student") if control is None else ("teacher",)
+                    if name == study.baseline or name in self.methods:
+                        models = ("teacher", "student") if baseline is None else ("teacher",)
                         test = Evaluation(study.test, models, study.sizes, bool(study.sizes))
                         folder = self.output / slug(case) / f"{slug(name)}-{seed}"
                         words = study.words(case, name, seed, chosen)
-                        runs[case, name, seed] = run = Run(folder, words, test, control, study.own_burn_in(name))
-                        control = control or run
+                        runs[case, name, seed] = run = Run(folder, words, test, baseline, study.own_burn_in(name))
+                        baseline = baseline or run
         return runs
 
     def _results(self, runner: Runner, runs: Mapping[tuple[str, str, int], Run]) -> Reported:

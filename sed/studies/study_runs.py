@@ -1,8 +1,8 @@
 """The runs of a study: each is trained once and kept, goes on after a kill, and is evaluated in a process of its own.
 
 All methods of a seed share labels, weights and the order of the data, so that their burn-in is one and the same
-supervised training: the control runs it, the others resume from its checkpoint, which is exact (tests/engine holds
-resume to be bit for bit). Whatever differs in burn-in trains from its own beginning.
+supervised training: the supervised baseline runs it, the others resume from its checkpoint, which is exact
+(tests/engine compares bit by bit). Whatever differs in burn-in trains from its own beginning.
 
     <folder>/asked.json     what the run was asked for; the folder appears in one rename, with the checkpoint in it
     <folder>/result.json    its cost and its evaluation: the run is finished
@@ -30,7 +30,7 @@ from tqdm import tqdm
 from sed.config import ConfigError, leaves
 from sed.data.files import save_text
 from sed.runtime.checkpoint_files import checkpoint_path, checkpoints
-from sed.studies.study import call, stop_all
+from sed.studies.processes import call, stop_all
 from sed.studies.study_file import Words
 
 ASKED, RESULT, WEIGHTS = "asked.json", "result.json", "model_final.pth"
@@ -39,7 +39,15 @@ FREE = ("OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "DATASETS.TEST", "INPUT.MIN_SIZE
 FREE += ("SEMI.COLLAPSE_STEPS", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.CHECKPOINTS_KEPT")
 FREE += ("TEST.EVAL_PERIOD", "TEST.IMS_PER_BATCH")
 # Beginnings of keys that change nothing before the end of burn-in
-AFTER_BURN_IN = ("SED.", "PSEUDO_LABEL.", "SEMI.METHOD", "SEMI.RAMP_STEPS", "SEMI.EMA.", "SEMI.IMS_PER_BATCH_UNLABELED")
+AFTER_BURN_IN = (
+    "SED.",
+    "SED_PLUS.",
+    "PSEUDO_LABEL.",
+    "SEMI.METHOD",
+    "SEMI.RAMP_STEPS",
+    "SEMI.EMA.",
+    "SEMI.IMS_PER_BATCH_UNLABELED",
+)
 POLL_SECONDS = 0.2
 Result = dict[str, Any]
 
@@ -69,14 +77,14 @@ class Run:
         folder: its OUTPUT_DIR.
         words: all other overrides of the config.
         test: see there.
-        control: the run whose burn-in it shares wherever its own is the same; None: it is a control.
+        baseline: the supervised run whose burn-in it shares wherever its own is the same; None: it is one itself.
         own_burn_in: it shares none.
     """
 
     folder: Path
     words: Words
     test: Evaluation
-    control: Run | None = None
+    baseline: Run | None = None
     own_burn_in: bool = False
 
 
@@ -103,6 +111,7 @@ class Runner:
     ) -> None:
         self.config_file, self._load, self.bar = str(config_file), load, bar
         self.train, self.evaluate, self.jobs = train, evaluate, jobs
+        self.train_flags: Words = ()  # of every training, such as --num-gpus 8
         self._configs: dict[Words, dict[str, Any]] = {}
         self._defaults: dict[str, Any] = {}
         self._code = code_version()
@@ -111,7 +120,7 @@ class Runner:
 
     # ------------------------------------------------------------------------------------------ many runs
     def run_all(self, runs: Sequence[Run]) -> dict[Path, Result]:
-        """Do what is missing; runs of equal configs are one run. A failing run does not stop the others.
+        """Train and evaluate what is not finished; equal configs are one run. A failing run does not stop the others.
 
         Returns:
             folder -> {"seconds_per_step": median of those after burn-in, "steps", "steps_after_burn_in", "code": see
@@ -128,14 +137,14 @@ class Runner:
             groups.setdefault(self._identity(run), []).append(run)
         homes: list[tuple[Run, int]] = []
         for group in groups.values():
-            home = min(group, key=lambda run: (run.control is not None, not (run.folder / ASKED).exists()))
+            home = min(group, key=lambda run: (run.baseline is not None, not (run.folder / ASKED).exists()))
             self._home |= {run.folder: home for run in group}
             homes.append((home, len(group)))
         for home, count in homes:
             self._check(home)
             if (home.folder / RESULT).exists():
                 self.bar.total -= count
-        homes.sort(key=lambda row: row[0].control is not None)  # controls first; else as they were given
+        homes.sort(key=lambda row: row[0].baseline is not None)  # baselines first; else as they were given
         with ThreadPoolExecutor(self.jobs) as pool:
             try:
                 new: dict[Future, int] = {}
@@ -161,13 +170,13 @@ class Runner:
         return self._configs[words]
 
     def shares_burn_in(self, run: Run) -> bool:
-        """Whether it may start from its control's checkpoint."""
-        if run.control is None or run.own_burn_in:
+        """Whether a run may start from its baseline's checkpoint at the end of burn-in."""
+        if run.baseline is None or run.own_burn_in:
             return False
-        return same_burn_in(self.config(run.words), self.config(run.control.words))
+        return same_burn_in(self.config(run.words), self.config(run.baseline.words))
 
     def changes(self, words: Words) -> dict[str, Any]:
-        """What some overrides and the config file change in the defaults."""
+        """The keys that the config file and some overrides set to other values than the defaults."""
         asked = self._asked(self.config(words))
         return {key: value for key, value in asked["config"].items() if value != asked["defaults"].get(key)}
 
@@ -180,10 +189,10 @@ class Runner:
         if not result:
             self._prepare(run, cfg)
             saved: Words = ()
-            if run.control is None and cfg["SEMI.BURN_IN"]:  # the others need its checkpoint
+            if run.baseline is None and cfg["SEMI.BURN_IN"]:  # the others need its checkpoint
                 saved = ("SOLVER.CHECKPOINT_PERIOD", str(cfg["SEMI.BURN_IN"]), "SOLVER.CHECKPOINTS_KEPT", "1000")
             if not (run.folder / WEIGHTS).exists():  # the last that a training leaves
-                call(self.train, [*base, "--resume", *run.words, *saved, *out], log)
+                call(self.train, [*base, *self.train_flags, "--resume", *run.words, *saved, *out], log)
             steps = cfg["SOLVER.MAX_ITER"]
             result = {"seconds_per_step": seconds_per_step(run.folder, cfg["SEMI.BURN_IN"]), "steps": steps}
             result["steps_after_burn_in"] = max(0, steps - cfg["SEMI.BURN_IN"])
@@ -202,7 +211,7 @@ class Runner:
                 result[model] = {"full": full, "half": half, **found}
             result["test"] = test
             save_text(json.dumps(result, indent=1), done)
-        kept = [cfg["SEMI.BURN_IN"]] * (run.control is None)  # the others begin there
+        kept = [cfg["SEMI.BURN_IN"]] * (run.baseline is None)  # the others begin there
         kept += [cfg["SOLVER.MAX_ITER"]] * ("student" in run.test.models)  # the only file that holds it
         for path in set(checkpoints(run.folder)) - {checkpoint_path(run.folder, step) for step in kept}:
             path.unlink()
@@ -214,7 +223,7 @@ class Runner:
             return
         burnt_in = self._burnt_in(run, cfg)
         run.folder.parent.mkdir(parents=True, exist_ok=True)
-        for left_over in run.folder.parent.glob(f".{run.folder.name}.*.tmp"):  # somebody was killed here
+        for left_over in run.folder.parent.glob(f".{run.folder.name}.*.tmp"):  # of a process that was killed
             shutil.rmtree(left_over)
         work = run.folder.with_name(f".{run.folder.name}.{os.getpid()}.tmp")
         work.mkdir()
@@ -224,16 +233,18 @@ class Runner:
         work.rename(run.folder)
 
     def _burnt_in(self, run: Run, cfg: Mapping[str, Any]) -> Path | None:
-        """The control's checkpoint at the end of burn-in, waited for; None where the run has a burn-in of its own."""
-        if run.control is None or not self.shares_burn_in(run):
+        """The baseline's checkpoint at the end of burn-in, waited for; None where the run has a burn-in of its own."""
+        if run.baseline is None or not self.shares_burn_in(run):
             return None
-        folder = self._home.get(run.control.folder, run.control).folder
-        path, control = checkpoint_path(folder, cfg["SEMI.BURN_IN"]), self._futures.get(folder)
-        while control is not None and not path.exists() and not control.done():  # files appear whole
+        folder = self._home.get(run.baseline.folder, run.baseline).folder
+        path, baseline = checkpoint_path(folder, cfg["SEMI.BURN_IN"]), self._futures.get(folder)
+        while baseline is not None and not path.exists() and not baseline.done():  # files appear whole
             time.sleep(POLL_SECONDS)
-        if not path.exists() and control is not None:
-            control.result()  # raises what went wrong there
-        return path if path.exists() else None  # somebody deleted it: from the beginning it is the same, only slower
+        if not path.exists() and baseline is not None:
+            baseline.result()  # raises what went wrong there
+        return (
+            path if path.exists() else None
+        )  # deleted by hand: trained from its beginning the run is the same, only slower
 
     # ------------------------------------------------------------------------------------------ what is asked
     def _asked(self, cfg: Mapping[str, Any]) -> dict[str, Any]:
@@ -281,16 +292,16 @@ def code_version() -> str:
     return digest.hexdigest()[:12]
 
 
-def same_burn_in(cfg: Mapping[str, Any], control: Mapping[str, Any]) -> bool:
+def same_burn_in(cfg: Mapping[str, Any], baseline: Mapping[str, Any]) -> bool:
     """Whether two configs train alike until the end of burn-in."""
-    burn_in = control["SEMI.BURN_IN"]
-    if not 0 < burn_in < min(cfg["SOLVER.MAX_ITER"], control["SOLVER.MAX_ITER"]):
+    burn_in = baseline["SEMI.BURN_IN"]
+    if not 0 < burn_in < min(cfg["SOLVER.MAX_ITER"], baseline["SOLVER.MAX_ITER"]):
         return False
     later = AFTER_BURN_IN
     stepwise = cfg["SOLVER.LR_SCHEDULER_NAME"] == "WarmupMultiStepLR"  # a cosine knows from its first step when it ends
-    if stepwise and min([math.inf, *cfg["SOLVER.STEPS"], *control["SOLVER.STEPS"]]) >= burn_in:
+    if stepwise and min([math.inf, *cfg["SOLVER.STEPS"], *baseline["SOLVER.STEPS"]]) >= burn_in:
         later += ("SOLVER.MAX_ITER", "SOLVER.STEPS")
-    changed = [key for key in {**cfg, **control} if key not in FREE and cfg.get(key) != control.get(key)]
+    changed = [key for key in {**cfg, **baseline} if key not in FREE and cfg.get(key) != baseline.get(key)]
     return all(key.startswith(later) for key in changed)
 
 

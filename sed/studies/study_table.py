@@ -7,10 +7,10 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sed.studies.study import interval, spread
 from sed.studies.study_file import Study
 from sed.studies.study_plan import Reported, Tuned, mean_seconds
 from sed.studies.study_runs import Result
+from sed.studies.wording import interval, spread
 
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 Runs = Mapping[int, Result]  # seed -> result
@@ -23,7 +23,11 @@ def choices(study: Study, tuned: Tuned, chosen: Mapping[str, str]) -> str:
     lines += ["The budget of a method is its number of candidates. Mean ± standard deviation over seeds."]
     for name, rows in tuned.items():
         candidates = study.methods[name].candidates
-        title = f"{name}: budget {len(candidates)}, chosen: {chosen[name]}" if candidates else f"{name}: the control"
+        title = (
+            f"{name}: budget {len(candidates)}, chosen: {chosen[name]}"
+            if candidates
+            else f"{name}: the supervised baseline"
+        )
         lines += ["", f"## {title}", "", "| candidate | options | AP | AP, half-size input |", "| --- " * 4 + "|"]
         for candidate, results in rows.items():
             words = " ".join((*study.methods[name].options, *candidates.get(candidate, ())))

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 from torchvision.models.detection import (
+    FasterRCNN,
     fasterrcnn_resnet50_fpn,
     keypointrcnn_resnet50_fpn,
     ssdlite320_mobilenet_v3_large,
 )
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.ops import MultiScaleRoIAlign
 
 from sed.detectors import DetectorSpec, build_detector, wrap
-from tests.reference.detectors import make_detector, make_images, make_labeled
+from sed.methods import SED, Schedule, SEDOptions
+from tests.reference.detectors import make_detector, make_images, make_labeled, make_unlabeled
 
 
 def test_frozen_stages_and_frozen_bn():
@@ -58,3 +64,42 @@ def test_the_channel_that_stands_for_no_class_is_never_detected():
     detector.model.score_thresh = 0.0
     (found,) = detector.detect(make_images(((64, 64),)))
     assert (found.classes >= 0).all()
+
+
+def one_map_model(sizes):
+    """What a user might have: Faster R-CNN on the last map of a small network, stride 16."""
+    layers = [layer for i in range(4) for layer in (nn.Conv2d(3 if i == 0 else 8, 8, 3, 2, 1), nn.ReLU())]
+    backbone = nn.Sequential(*layers)
+    backbone.out_channels = 8
+    return FasterRCNN(
+        backbone,
+        rpn_anchor_generator=AnchorGenerator((sizes,), ((0.5, 1.0, 2.0),)),
+        box_roi_pool=MultiScaleRoIAlign(["0"], 4, 1),
+        box_head=TwoMLPHead(8 * 4**2, 16),
+        box_predictor=FastRCNNPredictor(16, 4),
+        rpn_post_nms_top_n_train=20,
+        rpn_post_nms_top_n_test=20,
+    )
+
+
+def test_a_single_map_trains_on_the_anchors_that_have_a_partner():
+    detector = wrap(one_map_model((16, 32, 64)))
+    ratios = (0.5**0.5, 1.0, 2**0.5)
+    assert detector.size_divisibility == 16
+    images = make_images(size_divisibility=32)
+    (level,) = detector.dense(detector.encode(images)).levels
+    sides = [(size / root, size * root) for root in ratios for size in (16, 32, 64)]  # torchvision's order
+    assert level.anchors == pytest.approx(sides)
+    method = SED(detector, Schedule(burn_in=1, max_iter=4, first_drop=3), SEDOptions(regions_per_view=8)).train()
+    losses = method(make_labeled(), make_unlabeled(), 2)
+    assert losses["scale/dense_cls"] > 0
+    assert losses["scale/dense_box"] > 0
+    sum(losses.values()).backward()
+    assert all(p.grad.isfinite().all() for p in detector.parameters())
+
+
+def test_a_single_map_whose_sizes_are_no_factor_2_apart_is_told_what_to_set():
+    detector = wrap(one_map_model((16, 24)))
+    method = SED(detector, Schedule(burn_in=1, max_iter=4, first_drop=3), SEDOptions(regions_per_view=8)).train()
+    with pytest.raises(ValueError, match=r"sizes \[16.0, 24.0\]\); set MODEL.ANCHOR_GENERATOR.SIZES to .* factor 2"):
+        method(make_labeled(), make_unlabeled(), 2)

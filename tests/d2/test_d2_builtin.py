@@ -40,18 +40,18 @@ import json, sys
 from detectron2.data import MetadataCatalog
 from sed.config import load_config as native_config
 from sed.d2 import load_config
-from sed.d2.data import build_data, build_train_loader
+from sed.d2.data import read_data, build_train_loader
 from sed.data.catalog import load_dataset
 from sed.data.splits import id_hash, split
 assert "detectron2.data.datasets.builtin" in sys.modules
 options = ["MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0", "SEMI.LABELED_PERCENT", "50.0", "MODEL.WEIGHTS", "",
            "SEMI.BURN_IN", "0", "SEMI.IMS_PER_BATCH_LABELED", "2", "SEMI.IMS_PER_BATCH_UNLABELED", "2"]
 cfg = load_config("configs/coco_10.yaml", options)
-data = build_data(cfg)
+data = read_data(cfg)
 native = split(load_dataset("coco_2017_train").records, 50.0)
 labeled, unlabeled, step = next(build_train_loader(cfg, 32, data=data))
 cfg.SEMI.LABELED_PERCENT, cfg.DATASETS.UNLABELED = 0.0, ("coco_2017_unlabeled",)
-whole = build_data(cfg)
+whole = read_data(cfg)
 print(json.dumps({
     "sizes": [len(data.labeled), len(data.unlabeled), len(data.tests[0]), len(whole.labeled), len(whole.unlabeled)],
     "same": [id_hash(native[0]) == id_hash(data.labeled.records), id_hash(native[1]) == id_hash(data.unlabeled)],

@@ -20,7 +20,7 @@ from detectron2.utils import comm
 from sed.config import ConfigError
 from sed.core.structures import Images, LabeledBatch, UnlabeledBatch
 from sed.d2.config import load_config
-from sed.d2.data import DualLoader, build_data, build_test_sets, build_train_loader
+from sed.d2.data import DualLoader, build_test_sets, build_train_loader, read_data
 from sed.data.errors import DataError
 from tests.data.conftest import Coco, write_image
 
@@ -90,10 +90,10 @@ def test_the_same_data_as_on_the_native_engine(make_cfg) -> None:
     from sed.engine import build
 
     cfg = make_cfg("SEMI.FOLD", 3)
-    ours, native = build_data(cfg), build.build_data(cfg)
+    ours, native = read_data(cfg), build.read_data(cfg)
     assert ours.labeled == native.labeled
     assert ours.unlabeled == native.unlabeled
-    assert ours.tests[0].records == native.test.records
+    assert ours.tests[0].records == native.tests[0].records
     assert (len(ours.labeled), len(ours.unlabeled), len(ours.tests[0])) == (4, 6, 2)
 
 
@@ -101,7 +101,7 @@ def test_a_folder_of_images_is_the_unlabelled_set(make_cfg, tmp_path) -> None:
     for number in range(5):
         write_image(tmp_path / "more" / f"{number}.jpg", 40, 60, seed=100 + number)
     cfg = make_cfg("SEMI.LABELED_COUNT", 0, "DATASETS.UNLABELED", f"['{tmp_path / 'more'}']", "SEMI.BURN_IN", 0)
-    data = build_data(cfg)
+    data = read_data(cfg)
     assert (len(data.labeled), len(data.unlabeled)) == (10, 5)
     assert not any("annotations" in record for record in data.unlabeled)
     assert str(tmp_path / "more") in DatasetCatalog
@@ -113,7 +113,7 @@ def test_several_test_sets(make_cfg, tmp_path) -> None:
     more = Coco(tmp_path / "more", SIZES[:3], seed=2)
     sources = [make_cfg().DATASETS.TEST[0], str(more.write())]
     cfg = make_cfg("DATASETS.TEST", sources)
-    assert [len(test) for test in build_test_sets(cfg)] == [len(test) for test in build_data(cfg).tests] == [2, 3]
+    assert [len(test) for test in build_test_sets(cfg)] == [len(test) for test in read_data(cfg).tests] == [2, 3]
     assert all(MetadataCatalog.get(source).thing_classes == ["dog", "cat"] for source in sources)
     assert build_test_sets(make_cfg("DATASETS.TEST", "()")) == []
 
@@ -125,7 +125,7 @@ def test_configs_that_cannot_be(make_cfg) -> None:
         (retina, DataError, r"MODEL\.RETINANET\.NUM_CLASSES is 80"),
         (("SEMI.LABELED_COUNT", 0), DataError, "there is no unlabelled image"),
         (("DATASETS.UNLABELED", "['x']"), DataError, "exclude each other"),
-        (("DATASETS.TRAIN", "()"), ConfigError, r"DATASETS\.TRAIN is empty"),
+        (("DATASETS.TRAIN", "()"), DataError, r"DATASETS\.TRAIN is empty"),
         (("DATASETS.TEST", "['nowhere']"), DataError, "nowhere: neither a file"),
         (("INPUT.FORMAT", "L"), ConfigError, "INPUT.FORMAT is 'L'; it must be one of RGB, BGR"),
         (("DATALOADER.SAMPLER_TRAIN", "Weighted"), ConfigError, "'Weighted'; with two streams it must be one of"),
@@ -213,7 +213,7 @@ def image_ids(loader: DualLoader, batches: int, stream: str = "labeled") -> list
 
 def test_detectron2s_sampler_gives_the_order(make_cfg) -> None:
     cfg = make_cfg("DATALOADER.ASPECT_RATIO_GROUPING", False, "SEED", 7)
-    data = build_data(cfg)
+    data = read_data(cfg)
     for stream, number, records, count in (
         ("labeled", 0, data.labeled.records, 12),
         ("unlabeled", 1, data.unlabeled, 6),
@@ -290,7 +290,7 @@ def test_images_without_boxes(make_cfg, tmp_path) -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_damaged_image_is_one_clear_error(make_cfg, workers: int) -> None:
     cfg = make_cfg("DATALOADER.NUM_WORKERS", workers)
-    data = build_data(cfg)
+    data = read_data(cfg)
     path = Path(data.unlabeled[0]["file_name"])
     path.write_bytes(path.read_bytes()[:-200])
     loader = build_train_loader(cfg, 16, data=data)

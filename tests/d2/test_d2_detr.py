@@ -16,7 +16,7 @@ from sed.config import ConfigError
 from sed.core.structures import Images, LabeledBatch
 from sed.d2 import ScaleConsistentDETR, SemiSupervisedTrainer, add_sed_config, load_config
 from sed.d2.checkpoint import PREFIXES, export, load_weights
-from sed.d2.data import build_data
+from sed.d2.data import read_data
 from sed.data.errors import DataError
 from sed.detectors.detr import NotADetrError, QueryDetector
 from sed.detectors.export import save_stock
@@ -172,10 +172,10 @@ class OfAUser(ScaleConsistentDETR):
 @pytest.mark.parametrize("name", ["ScaleConsistentDETR", "OfAUser"])
 def test_the_number_of_classes_is_that_of_the_family(config, squares, name):
     cfg = config(data=squares, MODEL__META_ARCHITECTURE=name)
-    assert build_data(cfg).labeled.classes == ("red", "blue")
+    assert read_data(cfg).labeled.classes == ("red", "blue")
     cfg.MODEL.DETR.NUM_CLASSES, cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3, 2
     with pytest.raises(DataError, match=r"MODEL\.DETR\.NUM_CLASSES is 3"):
-        build_data(cfg)
+        read_data(cfg)
 
 
 def test_a_config_of_detectron2_s_own_takes_it_too(family):

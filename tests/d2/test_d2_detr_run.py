@@ -131,6 +131,7 @@ def test_parameter_groups_are_those_of_the_native_engine(family, tmp_path, name,
     cfg = tiny_config({}, tmp_path, **keys)
     detector = build_model(cfg)
     values = {"lr": cfg.SOLVER.BASE_LR, "weight_decay": 0.2, "weight_decay_norm": 0.3, "backbone_multiplier": 0.1}
+    values["momentum"] = cfg.SOLVER.MOMENTUM
     names = {id(parameter): name for name, parameter in detector.named_parameters()}
 
     def groups(optimizer):

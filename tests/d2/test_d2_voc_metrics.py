@@ -246,19 +246,20 @@ CHILD = """
 import json
 from sed.config import load_config as native_config
 from sed.d2 import load_config
-from sed.d2.data import build_data
+from sed.d2.data import read_data
 from sed.engine import build
 one = native_config("configs/voc_detr.yaml", ["ENGINE", "torchvision", "MODEL.DEVICE", "cpu"])
 other = load_config("configs/voc_detr.yaml", ["ENGINE", "detectron2", "MODEL.DEVICE", "cpu"])
-native, theirs = build.build_data(one), build_data(other)
+native, theirs = build.read_data(one), read_data(other)
+tests = native.tests[0].records
 def plain(records):
     strip = lambda r: [{k: v for k, v in a.items() if k != "difficult"} for a in r["annotations"]]
     return [{**r, "annotations": strip(r)} if "annotations" in r else r for r in records]
 print(json.dumps({
     "classes": native.labeled.classes == theirs.labeled.classes,
     "same": [plain(a) == list(b) for a, b in ((native.labeled.records, theirs.labeled.records),
-        (native.unlabeled, theirs.unlabeled), (native.test.records, theirs.tests[0].records))],
-    "ids": [r["image_id"] for part in (native.labeled.records, native.unlabeled, native.test.records) for r in part],
+        (native.unlabeled, theirs.unlabeled), (tests, theirs.tests[0].records))],
+    "ids": [r["image_id"] for part in (native.labeled.records, native.unlabeled, tests) for r in part],
     "labels": ["annotations" in r for r in theirs.unlabeled],
 }))
 """

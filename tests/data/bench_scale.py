@@ -105,11 +105,11 @@ def run(engine: str, folder: Path, workers: int, batches: int) -> dict:
         loader = iter(build_train_loader(cfg, 32))
     else:
         from sed.config import load_config
-        from sed.engine.build import build_data, build_streams
+        from sed.engine.build import open_streams, read_data
 
         cfg = load_config(None, words)
         start = time.perf_counter()
-        loader = zip(*build_streams(cfg, data := build_data(cfg), 32), strict=False)  # data: held, as in a run
+        loader = zip(*open_streams(cfg, data := read_data(cfg), 32), strict=False)  # data: held, as in a run
         assert len(data.labeled)
     built = time.perf_counter() - start
     next(loader)

@@ -16,7 +16,7 @@ from sed.config import ConfigError, load_config
 from sed.core.structures import Targets
 from sed.data.geometry import GeometricAugmentation, Turn, build_geometric, log_dropped
 from sed.data.mapper import LABELED, UNLABELED, Mapper
-from sed.engine.build import build_data, build_streams
+from sed.engine.build import open_streams, read_data
 
 RIGHT = Turn(((0.0, -1.0), (1.0, 0.0)))  # a quarter clockwise
 SHEAR_X, SHEAR_Y = Turn(((1.0, 0.15), (0.0, 1.0))), Turn(((1.0, 0.0), (0.15, 1.0)))
@@ -280,7 +280,7 @@ def test_the_native_engine_reads_the_keys(make_coco, caplog) -> None:
     for choice in ("none", "randaugment"):
         cfg = load_config(None, [*words, "INPUT.GEOMETRIC", choice, "INPUT.GEOMETRIC_LEVEL", "8"])
         with caplog.at_level(logging.INFO, "sed"):
-            labeled, unlabeled = build_streams(cfg, build_data(cfg), 1)
+            labeled, unlabeled = open_streams(cfg, read_data(cfg), 1)
         batches[choice] = next(labeled), next(unlabeled)
         assert ("geometric augmentation" in caplog.text) == (choice == "randaugment")
     geometric = GeometricAugmentation(8.0, seed=5)

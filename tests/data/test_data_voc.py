@@ -12,7 +12,7 @@ from sed.data.catalog import VOC, known_names, load_dataset
 from sed.data.errors import DataError
 from sed.data.mapper import Mapper
 from sed.data.voc import CLASSES, load_voc
-from sed.engine.build import build_data
+from sed.engine.build import read_data
 from tests.reference.voc import Object, make_folder, write_annotation, write_split
 
 CAT, DOG = Object("cat", (1, 1, 64, 48)), Object("dog", (11, 21, 30, 40), 1)
@@ -83,11 +83,11 @@ def test_voc07_labelled_and_voc12_unlabelled(folder, root) -> None:
     write_split(make_folder(root, 2012), "trainval", {"2008_000002": [CAT], "2008_000007": []})
     write_split(folder, "test", {"000001": [DOG]})
     names = ["DATASETS.TRAIN", "['voc_2007_trainval']", "DATASETS.UNLABELED", "['voc_2012_trainval']"]
-    data = build_data(load_config("configs/voc_detr.yaml", ["ENGINE", "torchvision", *names]))
+    data = read_data(load_config("configs/voc_detr.yaml", ["ENGINE", "torchvision", *names]))
     assert [r["image_id"] for r in data.labeled.records] == ["000012", "000007"]  # one has no box
     assert [r["image_id"] for r in data.unlabeled] == ["2008_000002", "2008_000007"]
     assert not any("annotations" in r for r in data.unlabeled)
-    assert data.test.records[0]["annotations"][0]["difficult"] == 1
+    assert data.tests[0].records[0]["annotations"][0]["difficult"] == 1
 
 
 # ------------------------------------------------------------------------------------------ faults

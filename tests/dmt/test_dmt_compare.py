@@ -1,4 +1,4 @@
-"""projects/DMT/compare.py and sed.studies.study: what is run, what is shared, how the table is made."""
+"""projects/DMT/compare.py and sed.studies: what is run, what is shared, how the table is made."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 
 from dmt.config import load
 from sed.config import ConfigError
-from sed.studies.study import call, interval, slug, spread
+from sed.studies.processes import call
+from sed.studies.wording import interval, slug, spread
 
 STUDIES = sorted((Path(__file__).parents[2] / "projects" / "DMT" / "configs").glob("compare_*.yaml"))
 STUDY = {

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from sed.evaluation.coco import evaluate
+from sed.runtime.engine import EngineError, select_engine
 from sed.runtime.launch import LaunchError, launch, rank, world_size
-from sed.runtime.select import EngineError, select_engine
 from tests.reference.metrics import hand_made
 from tests.reference.training import both, make_trainer, same
 
@@ -100,7 +100,7 @@ def test_impossible_launches_are_told(monkeypatch):
 )
 def test_engine(monkeypatch, installed, wanted, engine, why):
     monkeypatch.setattr(
-        "sed.runtime.select.find_spec", lambda name: importlib.util.find_spec("os") if name in installed else None
+        "sed.runtime.engine.find_spec", lambda name: importlib.util.find_spec("os") if name in installed else None
     )
     assert select_engine(wanted)[0] == engine
     assert why in select_engine(wanted)[1]
@@ -108,6 +108,6 @@ def test_engine(monkeypatch, installed, wanted, engine, why):
 
 @pytest.mark.parametrize("installed", [(), ("detectron2",)])
 def test_detectron2_without_it_names_the_installation_page(monkeypatch, installed):
-    monkeypatch.setattr("sed.runtime.select.find_spec", lambda name: os if name in installed else None)
+    monkeypatch.setattr("sed.runtime.engine.find_spec", lambda name: os if name in installed else None)
     with pytest.raises(EngineError, match=r"https://detectron2.readthedocs.io/tutorials/install.html"):
         select_engine("detectron2")

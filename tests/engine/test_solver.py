@@ -6,8 +6,18 @@ import pytest
 import torch
 from torch import nn
 
-from sed.engine.solver import Clip, LearningRate, build_optimizer, lr_factor
+from sed.engine import solver
+from sed.engine.solver import Clip, LearningRate
 from tests.reference.training import TinyDetector
+
+
+def lr_factor(name, **values):
+    return solver.lr_factor(name, **{"steps": (), "gamma": 0.1, "warmup_iters": 0, "warmup_factor": 0.001, **values})
+
+
+def build_optimizer(model, name="SGD", **values):
+    usual = {"momentum": 0.9, "weight_decay": 0.0, "weight_decay_norm": 0.0, "backbone_multiplier": 1.0}
+    return solver.build_optimizer(model, name, **{**usual, **values})
 
 
 def test_multistep_with_warmup_by_hand():

@@ -195,7 +195,7 @@ def test_command_line_tells_errors_in_one_line(straight, data):
         ),
         ({"SEMI.LABELED_COUNT": 0}, DataError, "there is no unlabelled image: set DATASETS.UNLABELED"),
         ({"DATASETS.UNLABELED": "['somewhere']"}, DataError, "exclude each other"),
-        ({"DATASETS.TRAIN": "[]"}, ConfigError, "DATASETS.TRAIN is empty"),
+        ({"DATASETS.TRAIN": "[]"}, DataError, "DATASETS.TRAIN is empty"),
         ({"MODEL.ANCHOR_GENERATOR.SIZES": "[[8],[16]]"}, ConfigError, "2 lists; this backbone has"),
         ({"MODEL.BACKBONE.NAME": "vgg"}, ConfigError, "MODEL.BACKBONE.NAME is 'vgg'"),
         ({"SEMI.LABELED_COUNT": 11}, DataError, "expected 1 to 10"),

@@ -5,7 +5,7 @@ import torch
 
 from sed.data.mapper import ImageInfo
 from sed.evaluation.coco import detect_all, score
-from sed.evaluation.scales import ensemble, scaled_size
+from sed.evaluation.scales import ensemble, read_size, scaled_size
 from tests.reference.cases import CASES
 from tests.reference.detectors import make_images
 from tests.reference.metrics import Scripted, make_dataset, make_loader
@@ -23,6 +23,21 @@ def test_the_long_side_changes_in_proportion():
     assert scaled_size(1200, (800, 1333)) == (1200, 2000)
     assert scaled_size(64, (128, 128)) == (64, 64)
     assert scaled_size(64, (128, 100)) == (64, 64)  # a limit below the short side
+
+
+def test_a_size_is_a_short_side_or_both_sides():
+    usual = (800, 1333)
+    assert [read_size(text, usual) for text in ("480x1333", "800X1333", "1200x1400")] == [
+        (480, 1333),
+        (800, 1333),
+        (1200, 1400),
+    ]
+    assert [read_size(text, usual) for text in ("400", "800", "1200")] == [(400, 666), (800, 1333), (1200, 2000)]
+    bad = {"0": "at least 1", "480x0": "at least 1", "480x400": "below the short side"}
+    bad |= dict.fromkeys(("", "x", "480x", "1x2x3", "-4", "4.5", "wide"), "expected a short side")
+    for text, message in bad.items():
+        with pytest.raises(ValueError, match=message):
+            read_size(text, usual)
 
 
 # --------------------------------------------------------------------------------------------- ensemble

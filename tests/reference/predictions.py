@@ -18,17 +18,18 @@ def dense_level(
     classes: int = 1,
     dtype: torch.dtype = torch.float64,
     valid: bool = True,
+    anchors: Sequence[tuple[float, float]] = (),
 ) -> DenseLevel:
     """A level of random logits and deltas with gradient; a fifth of its anchors invalid unless `valid`."""
     source = torch.Generator().manual_seed(seed)
-    anchors = grid[0] * grid[1] * per_cell
-    logits = 2 * torch.randn(images, anchors, classes, generator=source, dtype=torch.float64)
-    deltas = torch.randn(images, anchors, 4, generator=source, dtype=torch.float64)
-    mask = torch.ones(images, anchors, dtype=torch.bool)
+    count = grid[0] * grid[1] * per_cell
+    logits = 2 * torch.randn(images, count, classes, generator=source, dtype=torch.float64)
+    deltas = torch.randn(images, count, 4, generator=source, dtype=torch.float64)
+    mask = torch.ones(images, count, dtype=torch.bool)
     if not valid:
-        mask = torch.rand(images, anchors, generator=source) > 0.2
+        mask = torch.rand(images, count, generator=source) > 0.2
     logits, deltas = logits.to(dtype).requires_grad_(), deltas.to(dtype).requires_grad_()
-    return DenseLevel(level, grid, logits, deltas, mask)
+    return DenseLevel(level, grid, logits, deltas, mask, tuple(anchors))
 
 
 def level_pairs(classes: int = 1, valid: bool = False) -> list[tuple[DenseLevel, DenseLevel]]:

@@ -123,9 +123,18 @@ def make_trainer(
     torch.manual_seed(0)
     student = TinyDetector(**(detector or {}))
     method = TinyMethod(student, Schedule(burn_in=burn_in, max_iter=max_iter, first_drop=max_iter))
-    built = build_optimizer(student, optimizer, lr=0.01, weight_decay=0.01)
-    factor = lr_factor("WarmupMultiStepLR", max_iter=max_iter, steps=(), warmup_iters=2, warmup_factor=0.5)
-    defaults = {"max_iter": max_iter, "checkpoint_period": 2, "eval_period": 0}
+    built = build_optimizer(
+        student,
+        optimizer,
+        lr=0.01,
+        momentum=0.9,
+        weight_decay=0.01,
+        weight_decay_norm=0.0,
+        backbone_multiplier=1.0,
+    )
+    factor = lr_factor("WarmupMultiStepLR", max_iter=max_iter, steps=(), gamma=0.1, warmup_iters=2, warmup_factor=0.5)
+    defaults = {"max_iter": max_iter, "accumulate": 1, "checkpoint_period": 2, "checkpoints_kept": 2, "eval_period": 0}
+    defaults["collapse_steps"] = 1000
     device = torch.device("cpu")
     return Trainer(
         method,

@@ -1,14 +1,15 @@
-"""tools/engines.py: the engine of a config, and that both drivers offer the same."""
+"""sed.cli.engines: the engine of a config, and that both engines offer what the protocol `Engine` says."""
 
-import re
+import inspect
 import subprocess
 import sys
 
-import engines
 import pytest
 
+from sed.cli import engines
 from sed.config import ConfigError
-from sed.runtime import select
+from sed.runtime import engine as selection
+from sed.runtime.engine import Engine
 
 CONFIG = "configs/quickstart.yaml"
 
@@ -16,21 +17,26 @@ CONFIG = "configs/quickstart.yaml"
 def test_the_config_names_the_engine(engine):
     driver = engines.pick(CONFIG, ["ENGINE", engine])
     assert driver.__name__ == {"torchvision": "sed.engine.driver", "detectron2": "sed.d2.driver"}[engine]
-    promised = set(re.findall(r"\b(\w+)\(", engines.__doc__))
-    assert len(promised) == 10
-    assert promised == set(driver.__all__)
-    assert all(callable(getattr(driver, name)) for name in promised)
+    promised = {name: f for name, f in vars(Engine).items() if not name.startswith("_") and inspect.isfunction(f)}
+    assert len(promised) == 11
+    assert set(promised) == set(driver.__all__)
+    for name, function in promised.items():
+        _, *wanted = inspect.signature(function).parameters.values()  # without self
+        offered = list(inspect.signature(getattr(driver, name)).parameters.values())
+        assert [(p.name, p.default) for p in offered[: len(wanted)]] == [(p.name, p.default) for p in wanted], name
+        assert all(p.default is not p.empty for p in offered[len(wanted) :]), name
 
 
 def test_the_other_engine_is_not_imported():
-    code = f"import engines, sys; engines.pick({CONFIG!r}); print('detectron2' in sys.modules, 'sed.d2' in sys.modules)"
-    path = {"PYTHONPATH": "tools", "OMP_NUM_THREADS": "1"}
+    code = f"import sys; from sed.cli.engines import pick; pick({CONFIG!r}); "
+    code += "print('detectron2' in sys.modules, 'sed.d2' in sys.modules)"
+    path = {"PYTHONPATH": ".", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=path, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
 
 
 def test_without_detectron2_auto_is_native_and_asking_for_it_is_told(monkeypatch):
-    monkeypatch.setattr(select, "find_spec", lambda name: None)
+    monkeypatch.setattr(selection, "find_spec", lambda name: None)
     assert engines.pick("configs/digits.yaml").__name__ == "sed.engine.driver"
     with pytest.raises(engines.EngineError, match="tutorials/install"):
         engines.pick("configs/digits.yaml", ["ENGINE", "detectron2"])

@@ -5,9 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import engines
 import pytest
 
+from sed.cli import engines
 from sed.data.loaders import test_loader as batches_of
 from sed.evaluation.coco import detect_all, score
 from sed.evaluation.scales import ensemble
@@ -80,19 +80,23 @@ def same(found, expected):
 def test_every_size_is_evaluated_at_that_size(run, find, own_truth, weights, capsys):
     own = own_truth(weights)
     found = run("--sizes", "128", "64", "128", more=own)
-    assert list(found) == ["sizes"]
+    assert list(found) == ["sizes", "seconds"]
+    assert found["seconds"].keys() == found["sizes"].keys()
+    assert min(found["seconds"].values()) > 0
     assert list(found["sizes"]) == ["128", "64"]
     assert found["sizes"]["128"]["AP"] > 99.9
     assert found["sizes"]["64"]["AP"] < 90
     same(found["sizes"]["64"], score(*find(weights, (64, 64), own)))
     table = capsys.readouterr().out.splitlines()
     assert [line[:7].strip() for line in table] == ["", "128 px", "64 px"]
+    assert [line.split()[-1] for line in table[1:]] == [f"{found['seconds'][size]:.4f}" for size in ("128", "64")]
 
 
 def test_all_is_the_ensemble_and_the_distance(run, find, own_truth, weights, capsys):
     own = own_truth(weights)
     found = run("--sizes", "64", "128", "--all", more=own)
     runs, tests = zip(*(find(weights, size, own) for size in ((64, 64), (128, 128))), strict=True)
+    assert found["seconds"]["ensemble"] > found["seconds"]["64"] + found["seconds"]["128"]
     same(found["ensemble"], score(ensemble(runs, limit=5), tests[0]))  # TEST.DETECTIONS_PER_IMAGE is 5
     assert found["ensemble"]["gain"] == found["ensemble"]["AP"] - found["sizes"]["128"]["AP"] < 0
     distance = found["score_distance"]
@@ -113,10 +117,20 @@ def test_the_long_side_follows(run, find, own_truth, weights):
     same(found["sizes"]["96"], score(*find(weights, (96, 96), own)))  # 75, but no less than the short side
 
 
+def test_both_sides_can_be_given(run, find, own_truth, weights):
+    """As SIT prints them; the digits are square, so that a long limit changes none of them."""
+    own = own_truth(weights)
+    found = run("--sizes", "64x80", "64", "128x128", "--all", more=own)
+    assert list(found["sizes"]) == ["64x80", "64", "128x128"]
+    assert found["sizes"]["64x80"] == found["sizes"]["64"]
+    same(found["sizes"]["64x80"], score(*find(weights, (64, 80), own)))
+    assert found["ensemble"]["gain"] == found["ensemble"]["AP"] - found["sizes"]["128x128"]["AP"]
+
+
 def test_bad_input_is_one_clear_line(run, weights, tmp_path):
     with pytest.raises(SystemExit, match=r"error: --sizes 64: the ensemble is compared with INPUT\.MIN_SIZE_TEST, 128"):
         run("--sizes", "64", "--all")
-    with pytest.raises(SystemExit, match="error: --sizes 64 0: expected lengths in pixels"):
+    with pytest.raises(SystemExit, match="error: --sizes 64 0: 0: expected lengths in pixels"):
         run("--sizes", "64", "0")
     with pytest.raises(SystemExit, match=r"error: .*lost\.pth: (no such file|cannot be had)"):
         run("--sizes", "64", file=str(tmp_path / "lost.pth"))

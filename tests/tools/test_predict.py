@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import cv2
-import engines
 import pytest
 
+from sed.cli import engines
 from sed.data.coco import load_coco
 from sed.data.records import image_record
 from sed.evaluation.files import find_images, number_images

@@ -72,7 +72,7 @@ def test_the_whole_quick_start_at_few_steps(tmp_path, digits, data_opts, monkeyp
     opts += ["SEMI.IMS_PER_BATCH_LABELED", "2", "SEMI.IMS_PER_BATCH_UNLABELED", "2"]
     quickstart.main(["--output", "out", *opts])
     told = capsys.readouterr().out
-    assert "Supervised control, EMA teacher" in told
+    assert "Supervised baseline, EMA teacher" in told
     assert "SED (plus), student" in told
     assert "SED (plus) 4/4 steps, done in" in told
     page = (tmp_path / "out" / "report.html").read_text()

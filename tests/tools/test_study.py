@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from sed.config import load_config
 from sed.studies import study_plan, study_runs
-from sed.studies.study import call, stop_all
+from sed.studies.processes import call, stop_all
 from sed.studies.study_runs import Runner, differences, same_burn_in, seconds_per_step
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -290,7 +290,7 @@ def test_times_are_those_after_burn_in_of_either_engine(tmp_path) -> None:
 @pytest.mark.slow
 def test_the_orphan_of_a_killed_caller_is_waited_for(tmp_path) -> None:
     (tmp_path / "write.py").write_text("import sys, time\ntime.sleep(float(sys.argv[1]))\nprint(sys.argv[2])\n")
-    code = "import sys; from sed.studies.study import call; from pathlib import Path\n"
+    code = "import sys; from sed.studies.processes import call; from pathlib import Path\n"
     code += f"call({str(tmp_path / 'write.py')!r}, ['2', 'first'], Path({str(tmp_path / 'log')!r}))"
     caller = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     while not (tmp_path / "log").exists():

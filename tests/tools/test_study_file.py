@@ -60,7 +60,7 @@ def test_a_whole_file_is_read(tmp_path) -> None:
     rival = {"options": "SEMI.METHOD pseudo_label", "candidates": {"one": "", "two": "PSEUDO_LABEL.BOX_LOSS True"}}
     more = {"methods": {**METHODS, "rival": rival, "like it": {"like": "rival", "own_burn_in": True}}}
     found = read_study(write(tmp_path, {**STUDY, **more, "options": "ENGINE torchvision", "sizes": [64]}))
-    assert (found.config, found.control, found.main_case) == (tmp_path / "digits.yaml", "control", "few")
+    assert (found.config, found.baseline, found.main_case) == (tmp_path / "digits.yaml", "control", "few")
     assert found.tuned(["like it"]) == ["rival"]
     words = found.words("more", "like it", 1, {"rival": "two"})
     assert " ".join(words) == (
@@ -95,7 +95,7 @@ def test_a_whole_file_is_read(tmp_path) -> None:
         ({"methods": {**METHODS, "x": {"option": ""}}}, "method x: unknown key option; the nearest of .* is options"),
         ({"methods": {**METHODS, "x": {"like": "y"}}}, "like of x: expected a method that is not like another"),
         ({"methods": {**METHODS, "x": {"like": "plus", "candidates": {"a": ""}}}}, "like of x: .* and no candidates"),
-        ({"methods": {"plus": {"candidates": {"a": ""}}}}, "plus is the control"),
+        ({"methods": {"plus": {"candidates": {"a": ""}}}}, "plus is the supervised baseline"),
     ],
 )
 def test_what_makes_no_sense_is_told_with_file_and_key(tmp_path, changes, message) -> None:

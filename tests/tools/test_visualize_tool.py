@@ -4,11 +4,11 @@ What Detectron2's `Visualizer` draws: tests/d2/test_d2_inference.py.
 """
 
 import cv2
-import engines
 import numpy as np
 import pytest
 import torch
 
+from sed.cli import engines
 from sed.core.structures import Images, Targets
 from sed.evaluation.pictures import draw_found, draw_truth, draw_view
 from sed.evaluation.visualize import PALETTE

@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from dmt.models import DeepLabV2
-from sed.detectors.weights import WeightsError, check_fits, imagenet_resnet, read_state_dict
+from sed.detectors.weights import WeightsError, check_complete, imagenet_resnet, read_state_dict
 
 log = logging.getLogger("sed.dmt")
 
@@ -61,7 +61,7 @@ def _load(model: nn.Module, state: dict[str, Tensor], origin: str) -> None:
         state = {_rename(name): value for name, value in state.items()}
     own = model.state_dict()
     body = {name: value for name, value in own.items() if not name.startswith(_HEADS)}
-    check_fits(body, state, origin, type(model).__name__)
+    check_complete(body, state, origin, type(model).__name__)
     head = {name: value for name, value in own.items() if name.startswith(_HEADS)}
     fits = all(name in state and state[name].shape == value.shape for name, value in head.items())
     taken = {name: value for name, value in state.items() if name in body or (fits and name in head)}

@@ -1,12 +1,10 @@
-"""What every comparison of runs needs: a command in a process of its own, and how numbers over seeds are written."""
+"""Commands that run in a process of their own: started, waited for, stopped, what they print kept in a file."""
 
 from __future__ import annotations
 
 import fcntl
 import logging
-import math
 import os
-import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -60,28 +58,3 @@ def _lock(stream: TextIO) -> None:
     except BlockingIOError:
         logger.warning("%s: a process of an earlier call still runs; waiting for its end", stream.name)
         fcntl.flock(stream, fcntl.LOCK_EX)
-
-
-def spread(values: Sequence[float], digits: int = 1) -> str:
-    """`mean ± deviation` of the finite values; a dash where there is none."""
-    finite = [v for v in values if not math.isnan(v)]
-    if not finite:
-        return "-"
-    mean = f"{statistics.mean(finite):.{digits}f}"
-    return mean if len(finite) < 2 else f"{mean} ± {statistics.stdev(finite):.{digits}f}"
-
-
-def interval(differences: Sequence[float], digits: int = 1) -> str:
-    """`mean [low, high]`: the 95 % interval of Student's t for the mean of paired differences; one value: itself."""
-    mean = statistics.mean(differences)
-    if len(differences) < 2:
-        return f"{mean:+.{digits}f}"
-    from scipy.stats import t
-
-    half = t.ppf(0.975, len(differences) - 1) * statistics.stdev(differences) / math.sqrt(len(differences))
-    return f"{mean:+.{digits}f} [{mean - half:+.{digits}f}, {mean + half:+.{digits}f}]"
-
-
-def slug(name: str) -> str:
-    """A name as a folder's."""
-    return "".join(c if c.isalnum() else "_" for c in name)
