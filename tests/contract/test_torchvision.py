@@ -98,7 +98,7 @@ def test_a_single_map_trains_on_the_anchors_that_have_a_partner():
     assert all(p.grad.isfinite().all() for p in detector.parameters())
 
 
-def test_a_single_map_whose_sizes_are_no_factor_2_apart_is_told_what_to_set():
+def test_the_error_for_a_single_map_without_pairs_of_sizes_names_the_key_to_set():
     detector = wrap(one_map_model((16, 24)))
     method = SED(detector, Schedule(burn_in=1, max_iter=4, first_drop=3), SEDOptions(regions_per_view=8)).train()
     with pytest.raises(ValueError, match=r"sizes \[16.0, 24.0\]\); set MODEL.ANCHOR_GENERATOR.SIZES to .* factor 2"):
