@@ -1,7 +1,6 @@
 """Training methods, one file each: a module that owns student and teacher and turns batches into losses.
 
-    detector = sed.detectors.wrap(model)
-    method = SEDPlus(detector, Schedule(burn_in=500, max_iter=2000, first_drop=1600)).train()
+    method = SEDPlus(sed.detectors.wrap(model), Schedule(burn_in=500, max_iter=2000, first_drop=1600)).train()
 
 How a loop drives it: `sed.methods.base`; a whole one: examples/plain_loop.py.
 """

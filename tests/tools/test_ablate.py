@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -11,13 +10,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import ablate
 import pytest
 from tqdm import tqdm
 
 from sed.cli.study import make_runner
 from sed.config import load_config
 from sed.data.digits import make_digits
+from sed.studies import ablations as ablate
 from sed.studies.study_runs import Evaluation, Run
 from tests.reference.small import SMALL
 
@@ -81,8 +80,9 @@ def test_every_fold_has_every_seed() -> None:
     assert ablate.make_cases([0, 1], []) == {"0": ("SEED", "0"), "1": ("SEED", "1")}
     cases = ablate.make_cases([3], [0, 2])
     assert cases == {f"3-fold{f}": ("SEED", "3", "SEMI.FOLD", str(f)) for f in (0, 2)}
-    args = argparse.Namespace(config_file=BASE, opts=[], test="coco_2017_val", output=Path("out"))
-    runs = ablate.make_runs(["scale", ablate.SUPERVISED, "RetinaNet, scale, rate 1"], cases, args)
+    runs = ablate.make_runs(
+        ["scale", ablate.SUPERVISED, "RetinaNet, scale, rate 1"], cases, BASE, [], "coco_2017_val", Path("out")
+    )
     assert [run.folder.name for run in runs["scale"]] == ["scale-3-fold0", "scale-3-fold2"]
     assert [run.baseline for run in runs["scale"]] == runs[ablate.SUPERVISED]
     assert [load_config(BASE, run.words).SEMI.FOLD for run in runs["scale"]] == [0, 2]
