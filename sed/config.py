@@ -1,7 +1,8 @@
-"""How a config is read: the defaults of `sed.defaults`, then files, then `KEY VALUE` overrides, all checked.
+"""Reads a config: the defaults of `sed.defaults`, then its files, then `KEY VALUE` overrides; all values are checked.
 
-A config file holds only what differs; it may name one `_BASE_` file, which may name none. All an entry script needs is
-`load_config("configs/quickstart.yaml", ["SOLVER.BASE_LR", "0.001"])`.
+    cfg = load_config("configs/quickstart.yaml", ["SOLVER.BASE_LR", "0.001"])
+
+A config file holds only what differs from the defaults. It may name one `_BASE_` file, which may name none itself.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ def load_config(
     choices: Mapping[str, Sequence] | None = None,
     limits: Mapping[str, tuple[float, float]] | None = None,
 ) -> CfgNode:
-    """Defaults, then the file's `_BASE_`, then the file, then `KEY VALUE` overrides.
+    """The config of a file: the defaults, its `_BASE_`, the file itself and the overrides, in this order.
 
     Args:
         path: YAML; None: the defaults.
         overrides: KEY, VALUE, KEY, VALUE, ...
-        defaults: what the file changes; default: `get_cfg()`. Another engine has more keys.
-        choices: the values that keys are limited to; default: those of the native engine.
-        limits: the ranges that keys are limited to, likewise.
+        defaults: the config to start from; None: `get_cfg()`. The Detectron2 engine has more keys.
+        choices: key -> allowed values; None: those of the native engine.
+        limits: key -> (least, largest) value; None: those of the native engine.
 
     Raises:
         ConfigError: for a missing file, an unknown key (naming the nearest known one), a value of another type,
@@ -57,9 +58,17 @@ def load_config(
 
 
 def read_layers(path: str | Path | None) -> tuple[str, list[tuple[str, dict]]]:
-    """The files of a config, as (origin, values), the base first; and the Detectron2 config that they start from.
+    """Reads the files of a config without checking their keys.
 
-    The latter is "" but for a `_BASE_` that begins with "model_zoo://" (only the Detectron2 engine knows those).
+    Args:
+        path: YAML; None: no file.
+
+    Returns:
+        The Detectron2 config that they start from, "" unless the last `_BASE_` begins with "model_zoo://" (Detectron2
+        engine only); and (origin, values) of each file, the base first.
+
+    Raises:
+        ConfigError: for a missing file, one that is not a YAML mapping, or a second `_BASE_` hop.
     """
     if path is None:
         return "", []
@@ -77,7 +86,7 @@ def read_layers(path: str | Path | None) -> tuple[str, list[tuple[str, dict]]]:
 
 
 def read_value(key: str, path: str | Path | None, overrides: Sequence[str] = ()) -> object:
-    """What a top-level key will be, before the other keys are known to be right. For ENGINE."""
+    """The value of a top-level key, without a check of the others: ENGINE decides how they are checked."""
     value = get_cfg()[key]
     for _, values in read_layers(path)[1] + [("", node) for node in _pairs(overrides)]:
         value = values.get(key, value)
@@ -142,7 +151,7 @@ def _merge(cfg: CfgNode, values: dict, origin: str) -> None:
 
 
 def _coerce(value: object, default: object) -> object:
-    """`value` in the type of `default`; only conversions that lose nothing."""
+    """`value` in the type of `default`; TypeError or ValueError where the conversion would lose something."""
     if default is None:  # Detectron2's "as another key": no type to compare with
         return value
     if isinstance(default, bool) or isinstance(value, bool):

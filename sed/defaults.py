@@ -1,4 +1,4 @@
-"""The config made of the options (`sed.options`): its defaults, its checks, its old keys and its page.
+"""The config, made from the options (`sed.options`): defaults, checks, messages for old keys, and docs/options.md.
 
     python -m sed.defaults > docs/options.md
 
@@ -22,7 +22,7 @@ CLASSES_KEYS = {  # meta-architecture -> the key of K
     "ScaleConsistentDETR": "MODEL.DETR.NUM_CLASSES",
 }
 _HAS_IT = "is gone: neither a table of the paper nor a shipped config needs it; commit c64a2f6 has it"
-# Keys of config files that this project's earlier versions wrote -> what to write instead
+# Keys of this project's earlier versions -> what to write instead
 OLD_KEYS = {
     "SED.PRESET": (
         "is gone: paper is SED.SCALE_TARGET student, anchored is SED.SCALE_TARGET teacher, plus is SEMI.METHOD sed_plus"
@@ -44,7 +44,7 @@ OLD_VALUES = {
 
 
 def get_cfg() -> CfgNode:
-    """A fresh, mutable config of the defaults."""
+    """A new config with the default of every option; it may be changed."""
     cfg = CfgNode()
     for row in rows(Options):
         *parents, leaf = row.key.split(".")

@@ -1,4 +1,4 @@
-"""One thread per test process; and how many tests wait for Detectron2, told at the end of a run.
+"""One thread per test process; and a last line with the number of tests that were skipped without Detectron2.
 
 One thread: several processes run side by side, and sums come out the same on every machine.
 """

@@ -1,7 +1,7 @@
-"""Settings for a user's data: what to write into the config, each with its reason.
+"""Suggests settings of the config for a user's data, each with its reason.
 
-They are starting points made from sizes and counts, not results of a search: what they lean on are
-configs/custom.yaml (4 labelled and 4 unlabelled images on one GPU) and the paper's recipes (docs/method.md, section 9).
+They are starting points derived from sizes and counts, not results of a search. They follow configs/custom.yaml (4
+labelled and 4 unlabelled images on one GPU) and the paper's recipes (docs/method.md 9).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 SMALLEST = 20  # pixels that nine of ten objects should have in training (square root of the area)
-LARGE_ENOUGH = 800  # pixels of the short side beyond which only small objects are a reason to go
+LARGE_ENOUGH = 800  # pixels of the short side; larger only for small objects
 SIDES = (320, 1216)  # pixels of the short side, limits
-COVERED = 0.5  # IoU of an anchor's shape with a box from which on it covers it
+COVERED = 0.5  # least IoU of an anchor's shape with a box that it covers
 ENOUGH = 0.95  # share of covered boxes that needs no other anchors
 GAIN = 0.02  # share of boxes that other anchors must cover in addition
 PER_GPU = 4  # labelled images a GPU and step, as in configs/custom.yaml
@@ -27,7 +27,7 @@ SEEN_LIMITS = (72_000, 1_440_000)  # labelled images: custom.yaml's 18000 x 4, t
 
 @dataclass(frozen=True)
 class Advice:
-    """One setting.
+    """A suggested value of one config key.
 
     Attributes:
         key: of the config.
@@ -44,7 +44,7 @@ class Advice:
 
 @dataclass(frozen=True)
 class Setup:
-    """What a config says so far, as scalars.
+    """The settings of a config that the check needs, as scalars.
 
     Attributes:
         classes_key: the key of the number of classes.
@@ -102,7 +102,7 @@ def advise(
     labelled: int,
     unlabelled: int,
 ) -> list[Advice]:
-    """Settings for a data set.
+    """The suggested settings for a data set.
 
     Args:
         setup: the config.
@@ -146,7 +146,7 @@ def _image_size(boxes: np.ndarray, frames: np.ndarray, images: np.ndarray) -> tu
 
 
 def _anchors(setup: Setup, boxes: np.ndarray, frames: np.ndarray, side: float, longest: float) -> list[Advice]:
-    """Anchors of as many sizes and ratios as the config has, so that pretrained heads fit."""
+    """Anchors that cover the boxes, as many as in the config, so that pretrained heads fit."""
     scale = np.minimum(side / frames.min(1), longest / frames.max(1))
     seen = boxes * scale[:, None]
     sizes, ratios = [list(s) for s in setup.anchor_sizes], [list(r) for r in setup.anchor_ratios]

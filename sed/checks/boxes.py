@@ -1,4 +1,4 @@
-"""What is wrong with the boxes of a data set, and how they are spread."""
+"""Checks the boxes of a data set, and counts them by class and image."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from sed.checks.findings import Findings
 from sed.checks.json_files import LABELLED, Source
 from sed.data.coco import MIN_SIDE, ROUNDING
 
-HUGE = 0.95  # share of its image from which on a box "fills" it
+HUGE = 0.95  # least share of its image that a box fills to be reported
 TINY = 4.0  # pixels of the shorter side, in training
-SAME = 0.9  # IoU from which on two boxes are one
+SAME = 0.9  # least IoU of two boxes that are taken for one object
 RARE = 5  # labelled boxes that a class should have
 UNEQUAL = 100.0  # times as many boxes of the most frequent class as of the rarest
 _SUSPICIOUS = 0.2  # share of boxes that stick out as [x, y, w, h] ...
-_CONVINCING = 0.95  # ... and of those that make sense otherwise: the whole set is written otherwise
-_FEWEST = 3  # boxes for a verdict on the whole set
+_CONVINCING = 0.95  # ... and of boxes that are valid in another format: all of the set's boxes are in that format
+_FEWEST = 3  # least number of boxes to judge the format of a set by
 
 
 def check_boxes(source: Source, short_side: int, long_side: int, found: Findings) -> np.ndarray:
-    """Check each box and all of them together.
+    """Check each box of a set, and the format of all of them.
 
     Args:
         source: what was read.
         short_side: INPUT.MIN_SIZE_TRAIN's upper end, pixels.
         long_side: INPUT.MAX_SIZE_TRAIN, pixels.
-        found: what is wrong goes here.
+        found: the findings are added to it.
 
     Returns:
-        [B] bool: the boxes that training can use, crowds included; none where the whole set is written otherwise.
+        [B] bool: the boxes that training can use, crowds included; none where the boxes are in another format.
     """
     boxes, sizes = source.boxes, source.sizes()
     finite = np.isfinite(boxes).all(1)
@@ -89,7 +89,7 @@ def _beside(box: tuple[float, ...], size: np.ndarray) -> str:
 
 
 def _whole_set(source: Source, known: np.ndarray, out: np.ndarray, found: Findings) -> bool:
-    """Whether the set looks as if its boxes were written in another form."""
+    """Whether the boxes of the set look as if they were in another format."""
     boxes, sizes = source.boxes[known], source.sizes()[known]
     if len(boxes) < _FEWEST:
         return False
@@ -116,7 +116,7 @@ def _whole_set(source: Source, known: np.ndarray, out: np.ndarray, found: Findin
 
 
 def _doubles(source: Source, which: np.ndarray, found: Findings) -> None:
-    """Boxes of one image that lie on one another."""
+    """Note boxes of one image that are nearly equal."""
     indices = np.flatnonzero(which)
     order = indices[np.argsort(source.image[indices], kind="stable")]
     borders = np.flatnonzero(np.diff(source.image[order])) + 1
@@ -145,13 +145,13 @@ def _doubles(source: Source, which: np.ndarray, found: Findings) -> None:
 def check_balance(
     sources: Sequence[Source], usable: Sequence[np.ndarray], labelled: Sequence[np.ndarray], found: Findings
 ) -> dict[str, int]:
-    """Count boxes a class, and images without a box.
+    """Count the boxes of each class, and note classes and images with too few.
 
     Args:
         sources: all labelled sets, or all test sets.
-        usable: of each, [B] bool, see `check_boxes`.
-        labelled: of each, [number of images] bool: those that training sees the boxes of.
-        found: what is wrong goes here.
+        usable: [B] bool for each set, see `check_boxes`.
+        labelled: [number of images] bool for each set: the images whose boxes training uses.
+        found: the findings are added to it.
 
     Returns:
         Class name -> number of usable boxes of those images, crowds left out.
@@ -187,7 +187,7 @@ def check_balance(
 
 
 def _bare(source: Source, real: np.ndarray, seen: np.ndarray, found: Findings) -> None:
-    """Images without a box."""
+    """Note images without a box."""
     with_box = np.zeros(len(source.images), bool)
     with_box[source.image[real]] = True
     bare = np.flatnonzero(~with_box & seen)

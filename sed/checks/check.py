@@ -1,10 +1,10 @@
-"""Checks the data of a config before anything is trained: all faults at once, each with its file, item and remedy.
+"""Checks the data of a config before training: reports all faults at once, each with its file, item and remedy.
 
     report = check_data({LABELLED: ["train.json"], UNLABELLED: ["photos"], TEST: ["val.json"]}, setup)
     report.found.has(ERROR)
 
-What is checked stands in `sed.checks.findings.KINDS`. At the end each set without an error is read by the code that
-training reads it with, so that a set that passes is a set that loads.
+All checks are listed in `sed.checks.findings.KINDS`. At the end each set without an error is read by the code that
+training reads it with, so that a set that passes also loads.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from sed.data.errors import DataError
 from sed.data.records import Dataset, join
 from sed.data.splits import split
 
-ORDER = (LABELLED, TEST, UNLABELLED)  # of two like images, the later one is named
+ORDER = (LABELLED, TEST, UNLABELLED)  # of two equal images the one in the later set is reported
 Progress = Callable[[Iterable[Facts], int], Iterable[Facts]]
 
 
 @dataclass
 class Report:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
         found: all findings.
@@ -40,10 +40,10 @@ class Report:
         labelled: number of labelled images.
         unlabelled: number of unlabelled images.
         boxes: [B, 2] width and height of the usable labelled boxes, pixels of the file.
-        frames: [B, 2] width and height of their images.
+        frames: [B, 2] width and height of the images of these boxes.
         images: [N, 2] width and height of all training images.
         crowding: [labelled images] usable boxes of each.
-        advice: settings, none where there is nothing to make them from.
+        advice: suggested settings; none without usable boxes.
     """
 
     found: Findings = field(default_factory=Findings)
@@ -94,10 +94,10 @@ def check_data(
     """Check all data sets of a config.
 
     Args:
-        names: role -> what DATASETS.TRAIN, UNLABELED and TEST hold.
-        setup: what else the config says.
+        names: role -> value of DATASETS.TRAIN, UNLABELED or TEST.
+        setup: the other settings of the config.
         image_root: DATASETS.IMAGE_ROOT.
-        read: reads sets that are known by name; on Detectron2 its catalog.
+        read: reads sets by name; on the Detectron2 engine from its catalog.
         workers: threads that decode images.
         progress: wraps the iterator over results, given the number of files.
 
@@ -141,7 +141,7 @@ def _check_keys(names: Mapping[str, Sequence[str]], setup: Setup, found: Finding
 
 
 def _rewritten(source: Source, found: Findings) -> bool:
-    """Whether a set's boxes seem to be written in another form (corners, fractions), so that none can be counted."""
+    """Whether its boxes are in another format, so that they cannot be counted."""
     return any(found.counts[code, source.file] for code in ("boxes-corners", "boxes-normalised"))
 
 
@@ -152,7 +152,7 @@ def _boxes(source: Source, setup: Setup, found: Findings) -> np.ndarray:
 
 
 def _labelled(sources: Sequence[Source], setup: Setup, found: Findings) -> list[np.ndarray]:
-    """Of each set, [images] bool: training sees its annotations; of a labelled set that is split, not all."""
+    """For each set [images] bool: the images whose annotations are used; of a labelled set that is split, not all."""
     masks = [np.full(len(source.images), source.role != UNLABELLED) for source in sources]
     train = [i for i, source in enumerate(sources) if source.role == LABELLED and source.images]
     if not train or not (setup.percent > 0 or setup.count > 0):
@@ -201,7 +201,7 @@ def _entries(sources: Sequence[Source], labelled: Sequence[np.ndarray]) -> Itera
 
 
 def _check_loads(sources: Sequence[Source], image_root: str, read: Reader, found: Findings) -> None:
-    """Load the set as training does; what the loader refuses is an error too."""
+    """Read each set as training does, and note what fails."""
     for source in sources:
         if source.structured and not found.has("error", source.file):
             try:

@@ -1,4 +1,4 @@
-"""The same image twice: byte for byte, and nearly so, within a set and between sets.
+"""Finds images that occur twice, as equal files or as near duplicates, within a set and between sets.
 
 Near duplicates are found by a 64-bit difference hash (Hamming distance up to 6) and confirmed by the correlation of two
 thumbnails. Hashes at a distance of up to 6 agree in at least one of seven parts, so only images that share a part are
@@ -20,7 +20,7 @@ DISTANCE = 6  # bits of 64 in which the hashes of near duplicates may differ
 ALIKE = 0.95  # correlation of their thumbnails at least
 _PARTS = ((0, 9), (9, 9), (18, 9), (27, 9), (36, 9), (45, 9), (54, 10))  # (shift, bits) of DISTANCE + 1 parts of a hash
 _BLOCK = 1 << 21  # comparisons at a time
-_EXPANDED = 64  # images with one hash of which all pairs are looked at
+_EXPANDED = 64  # images with one hash of which all pairs are compared
 _PLAIN = 2.0  # standard deviation of grey values under which an image has no hash worth comparing
 _COUNT = np.array([bin(value).count("1") for value in range(256)], np.uint8)
 
@@ -35,7 +35,7 @@ class Entry(NamedTuple):
 
 
 def check_duplicates(entries: Sequence[Entry], facts: dict[str, Facts], found: Findings) -> None:
-    """Note each image that is, or nearly is, an earlier one; sets are expected in the order of their importance."""
+    """Note each image that equals, or nearly equals, an earlier one of `entries`."""
     entries = [entry for entry in entries if entry.path and facts[entry.path].digest]
     copies = _same(entries, facts, found)
     rest = [e for i, e in enumerate(entries) if i not in copies and not facts[e.path].fault]
@@ -43,7 +43,7 @@ def check_duplicates(entries: Sequence[Entry], facts: dict[str, Facts], found: F
 
 
 def _same(entries: Sequence[Entry], facts: dict[str, Facts], found: Findings) -> set[int]:
-    """Positions of the copies."""
+    """Note files that equal an earlier one; returns their positions."""
     groups: dict[bytes, list[int]] = {}
     for index, entry in enumerate(entries):
         groups.setdefault(facts[entry.path].digest, []).append(index)
@@ -54,7 +54,7 @@ def _same(entries: Sequence[Entry], facts: dict[str, Facts], found: Findings) ->
             copies.add(index)
             across = [other for other in earlier if other.role != mine.role]
             if not across and any(other.path == mine.path and other.file == mine.file for other in earlier):
-                continue  # one file under two ids: the check of the json reports it
+                continue  # one file under two ids: reported by the check of the json
             other = (across or earlier)[0]
             how = "the same file" if other.path == mine.path else "byte for byte the same"
             text = f"in the {mine.role} set; {how} as {other.item} of the {other.role} set ({other.path})"

@@ -1,4 +1,4 @@
-"""What a check of a user's data may find: every kind of finding, its severity and what to do about it."""
+"""The kinds of findings of a check of a user's data, each with its severity and remedy; and the list of findings."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Kind:
     """One kind of finding.
 
     Attributes:
-        severity: error: training stops or learns what is wrong; warning: it goes on, and the result likely suffers;
-            note: good to know.
+        severity: error: training stops, or learns from wrong data; warning: training works, but the result is likely
+            worse; note: for information.
         title: what it is.
         remedy: what to do.
     """
@@ -29,7 +29,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Finding:
-    """One fault of one item.
+    """One finding: a kind of fault in one item.
 
     Attributes:
         code: a key of KINDS.
@@ -56,7 +56,7 @@ class Finding:
 
 
 class Findings:
-    """Collects; of each kind and file the first `KEPT` are kept whole, all are counted."""
+    """A list of findings: all are counted, the first `KEPT` of each kind and file are kept with their item."""
 
     def __init__(self) -> None:
         self.kept: list[Finding] = []
@@ -109,7 +109,7 @@ KINDS = {
     # ------------------------------------------------------------------------------------------ config and files
     "source-missing": Kind(ERROR, "A data set is not there", "Correct the path or name in DATASETS.*."),
     "train-empty": Kind(ERROR, "No labelled data set", "Set DATASETS.TRAIN to your COCO json of labelled images."),
-    "test-empty": Kind(WARNING, "No test set", "Set DATASETS.TEST, or nothing will tell how good the detector is."),
+    "test-empty": Kind(WARNING, "No test set", "Set DATASETS.TEST, or the detector is not evaluated."),
     "no-unlabelled": Kind(
         ERROR,
         "No unlabelled images",
@@ -123,7 +123,7 @@ KINDS = {
     "ignored-images": Kind(
         WARNING, "Images of a type that is not read", "Convert them to JPEG or PNG if they are to be used."
     ),
-    "ignored-files": Kind(NOTE, "Other files in an image folder", "Nothing to do: they are passed over."),
+    "ignored-files": Kind(NOTE, "Other files in an image folder", "Nothing to do: they are ignored."),
     # ------------------------------------------------------------------------------------------ structure
     "json-broken": Kind(ERROR, "Not a json file", "Export it again; a copy or a download may have been cut off."),
     "json-structure": Kind(
@@ -187,7 +187,7 @@ KINDS = {
         WARNING, "Boxes that stick out", "Clip them to the image, as training does; many: look for a resized image."
     ),
     "box-twice": Kind(
-        WARNING, "One object labelled twice", "Remove one of the two; doubles count as misses in AP and blur training."
+        WARNING, "One object labelled twice", "Remove one of the two; AP counts one as missed, and training suffers."
     ),
     "box-two-classes": Kind(
         WARNING, "One box with two categories", "Decide for one, unless an object may be both for you."
@@ -209,7 +209,7 @@ KINDS = {
     ),
     "image-exif-unclear": Kind(
         WARNING,
-        "Turned by EXIF, and the size does not tell how they were labelled",
+        "Turned by EXIF, and the size does not show whether they were labelled upright",
         "Save them upright without the EXIF flag, and look at their boxes; training turns them upright.",
     ),
     "image-exif": Kind(NOTE, "Turned by EXIF", "Nothing to do: training reads them as they were labelled."),
@@ -222,7 +222,7 @@ KINDS = {
         WARNING, "Very long images", "Cut them into tiles: resized to fit the longest side, little of them is left."
     ),
     "image-grey": Kind(NOTE, "Greyscale images", "Nothing to do: all three channels get the same value."),
-    "image-alpha": Kind(NOTE, "Images with transparency", "Look at one: transparency is dropped, hidden colours show."),
+    "image-alpha": Kind(NOTE, "Images with transparency", "Look at one: transparency is dropped, colours may appear."),
     # ------------------------------------------------------------------------------------------ sets
     "mostly-empty": Kind(
         WARNING, "Most labelled images have no box", "Check that all annotations were exported."
@@ -230,20 +230,20 @@ KINDS = {
     "image-no-box": Kind(
         NOTE,
         "Labelled images without a box",
-        "Check that nothing is on them. DATALOADER.FILTER_EMPTY_ANNOTATIONS leaves them out of training.",
+        "Check that they show no object. DATALOADER.FILTER_EMPTY_ANNOTATIONS leaves them out of training.",
     ),
     "class-rare": Kind(
         WARNING, "Classes with fewer than 5 labelled boxes", "Label more of them, or expect nothing of these classes."
     ),
     "classes-unequal": Kind(NOTE, "Very unequal classes", "Watch the AP of each class; label more of the rare ones."),
     "same-across": Kind(
-        ERROR, "One image in two sets", "Take it out of one of them, or what is tested is known already."
+        ERROR, "One image in two sets", "Take it out of one of them, or the test set is not independent of training."
     ),
     "same-within": Kind(WARNING, "One image twice in a set", "Remove the copy; it counts double."),
     "near-test": Kind(
         WARNING,
         "Nearly one image in training and test",
-        "Move neighbours (frames of one film, crops of one photograph) to one side, or the test flatters.",
+        "Move neighbours (frames of one film, crops of one photograph) to one side, or the test result is too good.",
     ),
     "near": Kind(NOTE, "Nearly the same images", "Nothing to do, if you know of them; copies add little."),
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Decodes every image of every set, in parallel, and notes what is wrong with the files."""
+"""Decodes all images of all sets in parallel, and checks the files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sed.data.mapper import read_image
 
 SMALL = 32  # pixels of the shorter side under which an image is "very small"
 NARROW = 5.0  # longer by shorter side
-_BLANK = 1.0  # standard deviation of grey values under which nothing is to be seen
+_BLANK = 1.0  # standard deviation of grey values below which an image is blank
 THUMB = 16  # side of the thumbnail that near duplicates are compared by
 _AHEAD = 8  # files that wait for each thread
 _ORIENTATION = 0x0112  # EXIF tag: 1 upright, 2 to 4 mirrored or upside down, 5 to 8 on its side
@@ -29,16 +29,16 @@ _ORIENTATION = 0x0112  # EXIF tag: 1 upright, 2 to 4 mirrored or upside down, 5 
 
 @dataclass(frozen=True)
 class Facts:
-    """What one image file is.
+    """The properties of one image file.
 
     Attributes:
         path: the file.
-        fault: "", or the code of the finding that says why it cannot be read.
+        fault: code of the finding why it cannot be read; "": it can be.
         reason: the same in words.
         size: (width, height) as stored; (0, 0) if unknown.
         orientation: of EXIF, 1..8; 1: upright.
         mode: Pillow's: L, RGB, RGBA, P, CMYK, ...
-        deep: it has 16 bits a channel.
+        deep: whether it has 16 bits a channel.
         digest: SHA-1 of the file's bytes.
         dhash: 64-bit difference hash of the upright image.
         thumb: [THUMB * THUMB] bytes, grey values of the upright image made small.
@@ -64,7 +64,7 @@ class Facts:
 
 
 def examine(path: str) -> Facts:
-    """Read and decode one file; a fault is part of the answer."""
+    """The properties of one file, read and decoded; it raises nothing, see `Facts.fault`."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -111,13 +111,13 @@ def difference_hash(grey: np.ndarray) -> int:
 def examine_files(
     paths: Sequence[str], workers: int, progress: Callable[[Iterable[Facts], int], Iterable[Facts]]
 ) -> dict[str, Facts]:
-    """Examine files, `workers` at a time.
+    """Path -> properties of image files, examined by `workers` threads.
 
-    In threads: reading, hashing and decoding let other threads run, and nothing has to be started, copied or forked.
+    Threads are enough: reading, hashing and decoding release the GIL.
 
     Args:
         paths: each file once.
-        workers: number of threads; up to 1: none but this one.
+        workers: number of threads; 1 or less: only this one.
         progress: wraps the iterator over results, given the number of files; shows a bar.
     """
     facts = progress(_results(paths, workers), len(paths))
@@ -140,13 +140,13 @@ def _results(paths: Sequence[str], workers: int) -> Iterator[Facts]:
 
 
 def default_workers(wanted: int) -> int:
-    """At most `wanted` threads, and at least one, but no more than there are cores for this process."""
+    """The number of threads: `wanted`, but at least one and at most the cores of this process."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(wanted, cores))
 
 
 def check_images(source: Source, facts: dict[str, Facts], found: Findings) -> None:
-    """Note what is wrong with a set's files; sizes that the set does not say are filled in from the files."""
+    """Check the image files of a set; where its records have no size, that of the file is filled in."""
     for record in source.images:
         path = record["file_name"]
         if not path:

@@ -1,4 +1,4 @@
-"""Reads data sets as far as they can be read, and notes every fault of their structure: fields, ids, categories.
+"""Reads data sets as far as possible, and notes every fault of their structure: fields, ids, categories.
 
 `sed.data.coco` stops at the first fault; this goes on, so that a user sees all of them at once.
 """
@@ -35,7 +35,7 @@ class Source:
     """One data set, as far as it could be read.
 
     Attributes:
-        name: as it stands in the config.
+        name: as in the config.
         role: LABELLED, UNLABELLED or TEST.
         file: the json or folder that findings name.
         images: records without annotations; `file_name` is "" where the file is missing, `height` and `width` are 0
@@ -46,7 +46,7 @@ class Source:
         category: [B] int, 0..K-1.
         boxes: [B, 4] float64, x, y, width, height as they are written; may hold NaN.
         crowd: [B] bool.
-        structured: it could be read at all.
+        structured: whether it could be read at all.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Source:
     structured: bool = True
 
     def item(self, index: int) -> str:
-        """What to call annotation `index`."""
+        """The name of annotation `index` in findings."""
         record = self.images[int(self.image[index])]
         return f"annotation {self.numbers[index]} (image {record['image_id']}, {record['name']})"
 
@@ -72,7 +72,7 @@ class Source:
         return table[self.image]
 
     def set_boxes(self, rows: Sequence[tuple[Any, int, int, Sequence[float], bool]]) -> None:
-        """Take over (annotation id, image, category, box, crowd) of each annotation."""
+        """Set the annotations, each (annotation id, image, category, box, crowd)."""
         self.numbers = [row[0] for row in rows]
         self.image = np.array([row[1] for row in rows], np.int64)
         self.category = np.array([row[2] for row in rows], np.int64)
@@ -81,7 +81,7 @@ class Source:
 
 
 def read_source(name: str, role: str, image_root: str, read: Reader, found: Findings) -> Source:
-    """Read one data set of the config; whatever is wrong with it goes into `found`."""
+    """Read one data set of the config; its faults are added to `found`."""
     path, root = Path(name), image_root
     if name in COCO_2017:
         path, root = (data_root() / part for part in COCO_2017[name])
@@ -104,13 +104,13 @@ def read_source(name: str, role: str, image_root: str, read: Reader, found: Find
 
 
 def image_item(record: Record) -> str:
-    """What to call an image; those of a folder have their name for an id."""
+    """The name of an image in findings; the id of an image of a folder is its file name."""
     number, name = record["image_id"], record["name"]
     return f"image {number}" if number == name else f"image {number} ({name})"
 
 
 def _take(source: Source, dataset: Dataset) -> None:
-    """Records that another reader has checked."""
+    """Fill `source` with records that another reader has checked."""
     source.file, source.classes = dataset.json_file or dataset.name, dataset.classes
     rows = []
     for position, record in enumerate(dataset.records):
@@ -189,7 +189,7 @@ def _content(source: Source, path: Path, found: Findings) -> dict[str, Any] | No
 
 
 def _whole(source: Source, key: str, entries: Iterable[Any], found: Findings) -> Iterable[tuple[int, dict]]:
-    """The entries that are objects with all fields and a usable id, and their positions."""
+    """(position, entry) of the entries that have all fields and a usable id; the others are noted."""
     for index, entry in enumerate(entries):
         absent = [f for f in _FIELDS[key] if not isinstance(entry, dict) or f not in entry]
         if absent:
@@ -303,6 +303,6 @@ def _is_number(value: Any) -> bool:
 
 
 def _other_type(value: Any, known: dict) -> str:
-    """A hint where 7 is meant by "7"."""
+    """A hint where "7" is given and 7 is known."""
     alike = next((key for key in known if str(key) == str(value)), None)
     return "" if alike is None else f" (there is {alike!r}: a text and a number are two things)"

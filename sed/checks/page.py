@@ -1,4 +1,4 @@
-"""One self-contained HTML page of what a check of the data found (`sed.checks.check`)."""
+"""The result of a check of the data (`sed.checks.check`) as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ $advice
 
 
 def data_page(report: Report, title: str, paste: str) -> str:
-    """The page.
+    """The HTML page of a report.
 
     Args:
         report: of `sed.checks.check.check_data`.
         title: headline.
-        paste: the suggested settings as words for a command line.
+        paste: the suggested settings as KEY VALUE words for a command line.
     """
     numbers = {severity: report.found.total(severity) for severity in SEVERITIES}
     tiles = [(report.labelled, "labelled images"), (report.unlabelled, "unlabelled images")]
@@ -85,11 +85,11 @@ def data_page(report: Report, title: str, paste: str) -> str:
 
 
 def verdict(report: Report) -> str:
-    """One sentence: may training start?"""
+    """One sentence on whether training can start."""
     errors, warnings = report.found.total(ERROR), report.found.total(WARNING)
     if errors:
         also = f", {_many(warnings, 'warning')} looked at" if warnings else ""
-        return f"Not ready: {_many(errors, 'error')} must be mended before training{also}."
+        return f"Not ready: {_many(errors, 'error')} must be corrected before training{also}."
     if warnings:
         return f"Training can start; look at {_many(warnings, 'warning')} first."
     return "Training can start: no error and no warning."
@@ -157,7 +157,7 @@ def _draw(finding: Finding, code: str) -> Iterable[tuple[np.ndarray, str]]:
 
 
 def _framed(image: np.ndarray, boxes: Sequence[tuple[float, ...]]) -> np.ndarray:
-    """The image, scaled to a cell, with a grey margin of up to its own size so that a box outside is seen."""
+    """The image, scaled to a cell, with a grey margin of up to its own size that shows boxes outside."""
     height, width = image.shape[:2]
     corners = np.array([[x, y, x + w, y + h] for x, y, w, h in boxes], np.float64).reshape(-1, 4)
     corners = corners[np.isfinite(corners).all(1)]
@@ -193,7 +193,7 @@ def _classes(report: Report) -> str:
 
 
 def histograms(report: Report) -> str:
-    """Sizes of images and boxes and boxes an image, as one inline SVG."""
+    """Histograms of image sizes, box sizes, box shapes and boxes an image, as one inline SVG."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -11,7 +11,7 @@ from torch import Tensor
 from sed.core.structures import Size
 
 BoxCoderWeights = tuple[float, float, float, float]  # of (dx, dy, log w, log h)
-UNIT_WEIGHTS: BoxCoderWeights = (1.0, 1.0, 1.0, 1.0)  # of a coder that does not weigh its deltas: RPN, RetinaNet
+UNIT_WEIGHTS: BoxCoderWeights = (1.0, 1.0, 1.0, 1.0)  # plain deltas: RPN, RetinaNet
 
 
 def area(boxes: Tensor) -> Tensor:
@@ -44,9 +44,13 @@ def corners(boxes: Tensor) -> Tensor:
 
 
 def encode_boxes(regions: Tensor, boxes: Tensor, weights: BoxCoderWeights) -> Tensor:
-    """Deltas [.., 4] that turn regions [.., 4] into boxes [.., 4], none of which may be without an extent.
+    """Deltas [.., 4] from regions [.., 4] to boxes [.., 4]; widths and heights of both must be positive.
 
-    Deltas are (dx / w, dy / h, log w, log h) times the weights, as both frameworks' box coders have them.
+    With centre (cx, cy), width w and height h, the deltas are
+
+        ((cx_box - cx_region) / w_region, (cy_box - cy_region) / h_region, log(w_box / w_region), log(h_box / h_region))
+
+    times the weights, as in the box coders of torchvision and Detectron2.
     """
     size, own = regions[..., 2:] - regions[..., :2], boxes[..., 2:] - boxes[..., :2]
     shift = (boxes[..., :2] + boxes[..., 2:] - regions[..., :2] - regions[..., 2:]) / 2 / size

@@ -3,11 +3,11 @@
     Eq. 3 (distillation)   D(sg P_t || P_s) + |sg R_t - R_s|^2
     Eq. 2 (scale)          D(sg P || P^) + D(sg P^ || P) + |R - R^|^2
 
-D is the KL divergence, from logits; its gradient with respect to the student's logits is p_s - p_t (METHOD
-3). The classification samples go through a `Reweight` (METHOD 6), once a term over all levels; the box term
-is a plain mean.
+P are class probabilities, R box deltas; ^ marks the prediction on X^. D is the KL divergence, computed from logits; its
+gradient with respect to the student's logits is P_s - P_t (docs/method.md 3). The KL divergences of all samples of a
+term, all levels together, become one number by a `Reweight` (Eq. 5, docs/method.md 6); the box term is a plain mean.
 
-Shape shorthand: see `sed.core.structures`; t is the target's side, p the student's, sg stop-gradient.
+Shape shorthand: see `sed.core.structures`; t is the target, p the student's prediction, sg stop-gradient.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BoxDistance = Callable[[Tensor, Tensor], Tensor]  # [.., 4] and [.., 4] -> [..]
 
 
 class ConsistencyLoss(NamedTuple):
-    """Two float32 scalars: D, re-weighted, and the box term."""
+    """The two parts of Eq. 2 or Eq. 3, float32 scalars: the re-weighted KL divergence, and the box term."""
 
     cls: Tensor
     box: Tensor
@@ -45,21 +45,21 @@ def dense_consistency(
     symmetric: bool,
     distance: BoxDistance | None = None,
 ) -> ConsistencyLoss:
-    """Eq. 3 or Eq. 2 over the anchors of all levels together (METHOD 3).
+    """Eq. 3 or Eq. 2 over the anchors of all levels together (docs/method.md 3).
 
-    Every class logit of an anchor is a Bernoulli vector and a sample of its own (RPN: one, RetinaNet: K). An
-    anchor counts where both sides say that it is valid. The box term is the mean over anchors of the squared
+    Each class logit of an anchor is a Bernoulli vector [p, 1 - p] and one sample of D (RPN: 1 an anchor, RetinaNet: K).
+    An anchor counts where it is valid in both predictions. The box term is the mean over anchors of the squared
     difference, summed over the 4 deltas.
 
     Args:
         pairs: (target, student) of each level, equal in shape.
-        reweight: how the samples of D become a scalar.
-        symmetric: False: Eq. 3, no gradient to the target's side. True: Eq. 2, both directions of D and the
-            gradient of the box term to both sides; one histogram serves both directions, for g is the same.
-        distance: of the box term; None: `squared_error`, the paper's.
+        reweight: turns the samples of D into a scalar.
+        symmetric: False: Eq. 3, no gradient to the target. True: Eq. 2, D in both directions, and the box term has a
+            gradient to both predictions; g is the same in both directions, so one histogram serves both.
+        distance: the box term of one anchor; None: `squared_error`, the paper's.
 
     Raises:
-        ValueError: for no pair at all, or a pair of unequal shapes.
+        ValueError: where there is no pair, or a pair is unequal in shape.
     """
     if not pairs:
         raise ValueError("dense_consistency: expected at least one pair of levels, got none")
@@ -93,25 +93,25 @@ def region_consistency(
     symmetric: bool,
     distance: BoxDistance | None = None,
 ) -> ConsistencyLoss:
-    """Eq. 3 or Eq. 2 over the regions of the whole batch (METHOD 4).
+    """Eq. 3 or Eq. 2 over the regions of the whole batch (docs/method.md 4).
 
-    Box term [O]: class-specific deltas are compared per class and weighted by the target's probability of the
-    class, background excluded; class-agnostic ones by the target's foreground probability; then the mean over
-    regions. In Eq. 2 each side is the target of the other, so the weight is the mean of both sides'
-    probabilities. Weights carry no gradient.
+    Box term [D]: class-specific deltas are compared per class and weighted by the target's probability of that class,
+    background excluded; class-agnostic deltas are weighted by the target's foreground probability; then comes the mean
+    over regions. In Eq. 2 each prediction is the other's target, so the weight is the mean of both probabilities.
+    Weights carry no gradient.
 
     Args:
-        target: R regions.
-        student: the same R regions.
-        reweight: how the samples of D become a scalar.
+        target: predictions of R regions.
+        student: predictions of the same R regions.
+        reweight: turns the samples of D into a scalar.
         symmetric: as for `dense_consistency`.
-        distance: of the box term; None: `squared_error`, the paper's.
+        distance: the box term of one region and class; None: `squared_error`, the paper's.
 
     Returns:
         The loss, 0 and differentiable where R = 0.
 
     Raises:
-        ValueError: for sides of unequal shapes.
+        ValueError: where the two predictions are unequal in shape.
     """
     if target.logits.shape != student.logits.shape or target.deltas.shape != student.deltas.shape:
         raise ValueError(
@@ -137,12 +137,12 @@ def region_consistency(
 
 
 def squared_error(target: Tensor, student: Tensor) -> Tensor:
-    """|R_t - R_s|^2, the paper's box term, of four numbers [.., 4] each: [..]."""
+    """|R_t - R_s|^2, the paper's box term: [..] of deltas or boxes [.., 4]."""
     return (target - student).square().sum(-1)
 
 
 def absolute_error(target: Tensor, student: Tensor) -> Tensor:
-    """The sum of the absolute differences, as detectors' own box losses have it."""
+    """|R_t - R_s|_1, the L1 distance of many detectors' own box losses: [..] of deltas or boxes [.., 4]."""
     return (target - student).abs().sum(-1)
 
 

@@ -1,6 +1,6 @@
-"""D and its disagreement: KL divergences from logits, with the gradient written out (METHOD 3, 6).
+"""D of Eq. 2 and 3, the KL divergence computed from logits, and g of Eq. 5 (docs/method.md 3 and 6).
 
-Shape shorthand: see `sed.core.structures`; t is the target's side, p the student's.
+Shape shorthand: see `sed.core.structures`; t is the target's probability, p the student's.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ def categorical_kl(target_logits: Tensor, logits: Tensor) -> Tensor:
 
 @torch.no_grad()
 def bernoulli_disagreement(target_logits: Tensor, logits: Tensor) -> Tensor:
-    """The g of METHOD 6 for sigmoid logits, elementwise: |p - t| in [0, 1], no gradient."""
+    """The g of Eq. 5 for sigmoid logits, elementwise: |p - t| in [0, 1], no gradient."""
     return (at_least_float32(logits).sigmoid() - at_least_float32(target_logits).sigmoid()).abs_()
 
 
 @torch.no_grad()
 def categorical_disagreement(target_logits: Tensor, logits: Tensor) -> Tensor:
-    """The g of METHOD 6 for softmax logits [.., K + 1]: 1/2 sum_c |p_c - t_c| in [0, 1], no gradient."""
+    """The g of Eq. 5 for softmax logits [.., K + 1]: 1/2 sum_c |p_c - t_c| in [0, 1], no gradient."""
     return (probabilities(logits) - probabilities(target_logits)).abs_().sum(-1) / 2
 
 
 def probabilities(logits: Tensor) -> Tensor:
-    """Softmax over the last dimension, in float32 at least."""
+    """Softmax over the last dimension, computed in float32 or float64."""
     return at_least_float32(logits).softmax(-1)
 
 

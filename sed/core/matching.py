@@ -1,12 +1,13 @@
-"""Queries (the DETR family): which query of one view is which of another (Alg. 1), and the terms on the pairs.
+"""Queries (the DETR family): matching those of two views (Alg. 1), and Eq. 2 and Eq. 3 over the matched pairs.
 
-A query has no place of its own, so before Eq. 2 or Eq. 3 can compare two views their queries are matched, image by
-image, by the Hungarian algorithm on (METHOD 5)
+A query is not tied to a place in the image. So before Eq. 2 or Eq. 3 can compare two views, their queries are matched,
+image by image, by the Hungarian algorithm on the cost (docs/method.md 5)
 
     cost[i, j] = JS(p1_i, p2_j) + lambda (1 - GIoU(b1_i, b2_j))
 
-JS is the Jensen-Shannon divergence with natural logarithms. For a sigmoid head it is [O] the sum of those of the
-Bernoulli vectors [p, 1 - p] of the K classes, as a class logit is a Bernoulli vector everywhere else (METHOD 3).
+JS is the Jensen-Shannon divergence with natural logarithms. For a sigmoid head it is the sum over the K classes of the
+JS of their Bernoulli vectors [p, 1 - p], as a class logit is a Bernoulli vector in Eq. 2 and 3 too (docs/method.md 3)
+[O].
 
 Shape shorthand: see `sed.core.structures`.
 """
@@ -27,12 +28,12 @@ from sed.core.reweighting import Reweight
 from sed.core.structures import QueryPrediction
 
 QueryPair = tuple[QueryPrediction, QueryPrediction]
-_IMPOSSIBLE = 1e9  # the cost of a query that is not a number: taken only where nothing else is left
+_IMPOSSIBLE = 1e9  # replaces a cost of NaN or infinity: such a pair is matched only where no other is left
 
 
 @torch.no_grad()
 def match_cost(one: QueryPrediction, other: QueryPrediction, iou_weight: float = 1.0) -> Tensor:
-    """The cost above for every pair of queries of an image: [N, Q, Q], rows are those of `one`, no gradient.
+    """The cost of Alg. 1 for every pair of queries of an image: [N, Q, Q], rows are the queries of `one`, no gradient.
 
     Args:
         one: N images.
@@ -53,15 +54,15 @@ def match_cost(one: QueryPrediction, other: QueryPrediction, iou_weight: float =
 
 @torch.no_grad()
 def match_views(pairs: Sequence[QueryPair], iou_weight: float = 1.0) -> list[Tensor]:
-    """Alg. 1 for all pairs of views of a step together: the costs travel to the CPU once.
+    """Alg. 1 for all pairs of views of a step together, so that the costs are copied to the CPU once.
 
     Args:
         pairs: (one, other) views of the same images, all with the same Q.
         iou_weight: lambda.
 
     Returns:
-        For each pair [N, Q] int64 on the views' device: query i of `one` goes with query [n, i] of `other`; each row is
-        a permutation. A query that is not a number gets whatever partner is left; its loss will say so.
+        For each pair of views [N, Q] int64 on their device: in image n, query i of `one` is matched with query [n, i]
+        of `other`; each row is a permutation. A query with NaN gets whatever partner is left, and its loss is NaN too.
 
     Raises:
         ValueError: for views of unequal shapes.
@@ -84,16 +85,16 @@ def query_consistency(
     reweight: Reweight,
     symmetric: bool,
 ) -> ConsistencyLoss:
-    """Eq. 3 or Eq. 2 over the matched queries of all images (METHOD 5).
+    """Eq. 3 or Eq. 2 over the matched queries of all images (docs/method.md 5).
 
-    Softmax heads: a query is one sample of D, over K + 1 classes; sigmoid heads: each of its K classes is. The box
+    Softmax head: a query is one sample of D, over K + 1 classes. Sigmoid head: each of its K classes is one. The box
     term is the mean over queries of the squared difference, summed over the normalised (cx, cy, w, h).
 
     Args:
-        target: N images.
-        student: the same images in the student's view.
-        partners: [N, Q] of `match_views`, target to student.
-        reweight: how the samples of D become a scalar.
+        target: the target's predictions of N images.
+        student: the student's predictions of the same images in its own view.
+        partners: [N, Q] of `match_views(target, student)`.
+        reweight: turns the samples of D into a scalar.
         symmetric: as for `sed.core.consistency.dense_consistency`.
 
     Raises:
@@ -114,7 +115,7 @@ def query_consistency(
 
 
 def _js(one: Tensor, other: Tensor, softmax: bool) -> Tensor:
-    """Jensen-Shannon divergence [Q, Q] of logits [Q, C] and [Q, C]; H(m) - (H(p1) + H(p2)) / 2, H the entropy."""
+    """Jensen-Shannon divergence [Q, Q] of logits [Q, C] and [Q, C]: H((p1 + p2) / 2) - (H(p1) + H(p2)) / 2."""
     p1, p2 = (_probabilities(logits, softmax) for logits in (one, other))
     middle = (p1[:, None] + p2[None, :]) / 2  # [Q, Q, C]
     return _entropy(middle, softmax) - (_entropy(p1, softmax)[:, None] + _entropy(p2, softmax)[None, :]) / 2
@@ -126,7 +127,7 @@ def _probabilities(logits: Tensor, softmax: bool) -> Tensor:
 
 
 def _entropy(p: Tensor, softmax: bool) -> Tensor:
-    """Of the vector p [.., C], or the sum of those of the C Bernoulli vectors: [..]."""
+    """Entropy H [..] of the vectors p [.., C]; without `softmax` the sum of the entropies of C Bernoulli vectors."""
     entropy: Tensor = torch.special.entr(p)
     if not softmax:
         entropy += torch.special.entr(1 - p)
@@ -137,6 +138,6 @@ def _check_shapes(one: QueryPrediction, other: QueryPrediction) -> None:
     if one.logits.shape != other.logits.shape or one.softmax != other.softmax:
         raise ValueError(
             f"views of unequal shapes: one has {tuple(one.logits.shape)} logits (softmax {one.softmax}), the other "
-            f"{tuple(other.logits.shape)} (softmax {other.softmax}); [N, Q, C] must be equal: as many queries, of the "
-            "same kind of detector"
+            f"{tuple(other.logits.shape)} (softmax {other.softmax}); [N, Q, C] must be equal: predict both with the "
+            "same kind of detector, with as many queries"
         )

@@ -1,4 +1,4 @@
-"""Precision of the losses: never below float32, whatever autocast made of the predictions."""
+"""Precision of the losses: float32 or more, also where autocast (AMP) made the predictions half precision."""
 
 from __future__ import annotations
 

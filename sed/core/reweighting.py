@@ -1,14 +1,14 @@
-"""Re-weighting of the classification terms (Eq. 5, METHOD 6) and its rivals, behind one interface.
+"""Re-weighting of the classification terms: Eq. 5, and the alternatives of Tab. 10 (docs/method.md 6).
 
-A `Reweight` turns the samples of one term of one step, all levels together, into its loss:
+A `Reweight` turns the samples of one term and head of one step, all levels together, into one loss:
 
     kl    KL divergence of each sample
     g     disagreement of each sample in [0, 1]: half the gradient norm of the KL with respect to the logits
     mask  bool, which samples count (those on padding do not)
 
-All three have one shape, any shape. The result is a float32 scalar (float64 stays), 0 where no sample counts,
-and differentiable in kl alone; g and whatever is counted from it are constants. Nothing here waits for the
-device: no boolean indexing, and no torch.bincount, which reads the largest index back from a GPU.
+All three have the same shape, which may be any. The result is a scalar, float32 (float64 for float64 samples), 0 where
+no sample counts. It is differentiable in kl alone; g and the counts R_j are constants. Nothing here waits for the GPU:
+no boolean indexing, and no torch.bincount, which reads the largest index back.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from torch import Tensor
 from sed.core.precision import at_least_float32
 
 Reweight = Callable[[Tensor, Tensor, Tensor], Tensor]
-# The counts of a process -> those of all processes together, and how many processes there are
+# Counts of this process -> their sum over all processes, and the number of processes
 SumOverProcesses = Callable[[Tensor], tuple[Tensor, int]]
 
 KINDS = ("histogram", "none", "ohem", "focal")
-LANES = 4096  # columns that share the counting, see `_count`
+LANES = 4096  # counters that share the counting, see `_count`
 
 
 def make_reweight(kind: str, bins: int = 10, sum_over_processes: SumOverProcesses | None = None) -> Reweight:
@@ -35,7 +35,7 @@ def make_reweight(kind: str, bins: int = 10, sum_over_processes: SumOverProcesse
 
     Args:
         kind: the name.
-        bins: M of Eq. 5.
+        bins: M of Eq. 5, for "histogram".
         sum_over_processes: see `histogram`.
 
     Raises:
@@ -49,25 +49,28 @@ def make_reweight(kind: str, bins: int = 10, sum_over_processes: SumOverProcesse
 
 
 def histogram(bins: int, sum_over_processes: SumOverProcesses | None = None) -> Reweight:
-    """Eq. 5: L = 1/M sum_i KL_i / R_idx(g_i), idx = min(floor(g M), M - 1), R_j samples in bin j.
+    """Eq. 5: L = 1/M sum_i KL_i / R_idx(g_i), idx(g) = min(floor(g M), M - 1).
 
-    A bin weighs as a whole what one sample weighs in a mean of M: the few large disagreements are not drowned
-    by the many small ones. The divisor is the number of bins, not of non-empty ones, as printed. With all
-    samples in one bin it is their mean / M; doubling every sample changes nothing.
+    R_j is the number of samples in bin j. Every bin has the same total weight, 1 / M, so that the few samples with a
+    large disagreement count as much as the many with a small one. M is the number of all bins, empty ones too, as the
+    paper prints it. With all samples in one bin L is their mean / M; doubling every sample changes nothing.
 
     Args:
         bins: M >= 1.
-        sum_over_processes: counts the samples of all processes together, so that the mean of the processes' losses is
-            the loss of their whole batch; all must call it equally often. None: each process counts its own.
+        sum_over_processes: adds up R_j over all processes, so that the mean of the processes' losses is the loss of
+            their whole batch; every process must call the `Reweight` equally often. None: each process counts its own.
+
+    Raises:
+        ValueError: for bins < 1.
     """
     if bins < 1:
         raise ValueError(f"histogram re-weighting: expected bins (M) >= 1, got {bins}")
 
     def reweight(kl: Tensor, g: Tensor, mask: Tensor) -> Tensor:
         with torch.no_grad():
-            # clamped on both sides: a NaN turns into an index too, and must not become one out of range
+            # clamped on both sides: a NaN becomes some index, which must not be out of range
             index = (at_least_float32(g) * bins).long().clamp_(0, bins - 1)
-            index = torch.where(mask, index, bins)  # bin M: what does not count
+            index = torch.where(mask, index, bins)  # one more bin, M, for the samples that do not count
             counts, processes = _count(index, bins + 1), 1
             if sum_over_processes is not None:
                 counts, processes = sum_over_processes(counts)
@@ -92,13 +95,16 @@ def ohem(fraction: float = 0.1) -> Reweight:
 
     Args:
         fraction: in (0, 1]; 1 is the plain mean. The number of samples is rounded up.
+
+    Raises:
+        ValueError: for a fraction outside (0, 1].
     """
     if not 0.0 < fraction <= 1.0:
         raise ValueError(f"OHEM re-weighting: expected a fraction in (0, 1], got {fraction}")
 
     def reweight(kl: Tensor, g: Tensor, mask: Tensor) -> Tensor:
-        # KL >= 0 up to rounding, so what does not count sorts behind everything that does
-        most = math.ceil(kl.numel() * fraction)  # if all count; how many do is known to the device alone
+        # KL >= 0 up to rounding, so samples that do not count (-1) sort behind those that do
+        most = math.ceil(kl.numel() * fraction)  # if all count; the number that do is not read back from the device
         ranked = torch.where(mask, at_least_float32(kl), -1.0).flatten().topk(most).values
         kept = (mask.sum().double() * fraction).ceil().long()
         chosen = torch.arange(most, device=kl.device) < kept
@@ -108,10 +114,13 @@ def ohem(fraction: float = 0.1) -> Reweight:
 
 
 def focal(gamma: float = 2.0) -> Reweight:
-    """Focal modulation with a soft target: mean of g^gamma KL, g a constant.
+    """Focal loss with a soft target: the mean of g^gamma KL, without gradient through g.
 
     Args:
         gamma: >= 0; 0 is the plain mean.
+
+    Raises:
+        ValueError: for gamma < 0, NaN or infinity.
     """
     if gamma < 0.0 or not math.isfinite(gamma):
         raise ValueError(f"focal re-weighting: expected gamma >= 0, got {gamma}")
@@ -124,7 +133,7 @@ def focal(gamma: float = 2.0) -> Reweight:
 
 
 def _masked_sum(values: Tensor, weights: Tensor | None, mask: Tensor) -> Tensor:
-    """Sum of values x weights where mask; what does not count may be anything, also NaN, in value."""
+    """Sum of values x weights over the mask; a NaN outside of it does not matter."""
     weighted = values if weights is None else values * weights
     return torch.where(mask, weighted, 0.0).sum()
 
@@ -132,8 +141,8 @@ def _masked_sum(values: Tensor, weights: Tensor | None, mask: Tensor) -> Tensor:
 def _count(index: Tensor, bins: int) -> Tensor:
     """How often each of 0..bins-1 occurs in `index`: [bins] int64.
 
-    The samples are dealt out to lanes that count for themselves and are added up at the end. One counter for
-    all would be correct too, but most samples lie in bin 0 and a GPU adds to a single address one at a time.
+    The samples are dealt out to LANES counters a bin, which are added up at the end. One counter a bin would be correct
+    too, but most samples lie in bin 0, and a GPU performs the additions to one address one after the other.
     """
     lanes = min(LANES, max(index.numel(), 1))
     filling = -index.numel() % lanes

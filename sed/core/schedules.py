@@ -1,9 +1,9 @@
-"""Schedules as stateless functions step -> float, so that resuming needs no state (METHOD 7).
+"""The teacher's rate (Eq. 4) and the weight of the unsupervised losses, as functions of the step (docs/method.md 7).
 
-A step is 0-based. `ema_rate(step)` is the rate of the update that follows the optimizer step `step`;
-`ramp(step)` scales the unsupervised losses of step `step` itself. Example (paper, COCO 10 %): burn_in =
-10000; the updates after steps 0..9999 copy the student, step 10000 is the first with unlabelled images, and
-the update after it averages.
+They have no state, so that a resumed run needs none. Steps count from 0. `ema_rate(step)` is the rate of the update
+that follows the optimizer step `step`; `ramp(step)` scales the unsupervised losses of that step itself. Example, the
+paper on COCO 10 %: burn_in = 10000. The updates after steps 0..9999 copy the student, step 10000 is the first with
+unlabelled images, and the update after it averages.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def ema_rate(
     """The rate a of Eq. 4, theta_t = a theta_t + (1 - a) theta_s.
 
     Args:
-        step: the optimizer step just made, 0-based.
+        step: the optimizer step just made, counted from 0.
         policy: "step" (`start`, then `end` from `first_drop` on), "cosine" (`start` at 0 to `end` at
             `max_iter`, over the whole run, burn-in included) or "constant" (`start`).
         start: first rate, in [0, 1].

@@ -1,8 +1,8 @@
-"""Hard targets: a prediction's most likely class as certain, the rival of Eq. 3's soft targets in Tab. 4.
+"""Hard targets of Tab. 4: the most likely class with probability 1, in the place of the teacher's distribution.
 
-A target is a prediction's logits. Its hard form are logits that give the most likely class the probability 1, so that
-D(t || p) = -log p of that class: cross-entropy with a pseudo-label that no threshold has sifted (docs/method.md,
-section 9; the paper does not say how its own are made [O]).
+A target is given by its logits. Hard logits give the most likely class the probability 1, so that D(t || p) = -log p of
+that class: the cross-entropy with a pseudo-label, without a score threshold. The paper does not say how it makes its
+own [O] (docs/method.md 3).
 
 Shape shorthand: see `sed.core.structures`.
 """
@@ -12,17 +12,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-CERTAIN = 1e4  # a logit whose sigmoid or softmax is exactly 0 or 1, in every dtype
+CERTAIN = 1e4  # a logit whose sigmoid or softmax is exactly 1, and 0 for its negative, in every dtype
 
 
 @torch.no_grad()
 def harden_sigmoid(logits: Tensor) -> Tensor:
-    """Each class logit as certain: present above a probability of 0.5, else absent; any shape."""
+    """Sigmoid logits of any shape with each probability rounded to 0 or 1: 1 above 0.5."""
     return torch.where(logits > 0, CERTAIN, -CERTAIN).to(logits.dtype)
 
 
 @torch.no_grad()
 def harden_softmax(logits: Tensor) -> Tensor:
-    """The most likely class of the last dimension [.., C] as certain, the first of equal ones."""
+    """Softmax logits [.., C] with probability 1 for the most likely class, the first of equal ones."""
     best = logits.argmax(-1, keepdim=True)
     return torch.full_like(logits, -CERTAIN).scatter(-1, best, CERTAIN)

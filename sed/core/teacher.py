@@ -1,10 +1,10 @@
-"""The teacher: a moving average of the student (Eq. 4, METHOD 7).
+"""The teacher: an exponential moving average of the student (Eq. 4, docs/method.md 7).
 
     theta_t = a theta_t + (1 - a) theta_s      parameters and float buffers
     theta_t = theta_s                          integer and bool buffers (counters)
 
-It stands on `torch.optim.swa_utils.AveragedModel`, whose own `update_parameters` is not used because it reads
-a counter back from the device at every call and knows one fixed rate; ours takes the rate of each step.
+It is a `torch.optim.swa_utils.AveragedModel` with an update of its own: `update_parameters` has one fixed rate and
+reads a counter back from the device at every call; `update` takes the rate of each step.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 
 
 class Teacher(AveragedModel):
-    """A deep copy of the student that only `update` changes: always in eval mode, never with gradient.
+    """The teacher theta_t: a copy of the student that only `update` changes, always in eval mode, never with gradient.
 
     Attributes:
         module: the averaged detector.
@@ -28,7 +28,7 @@ class Teacher(AveragedModel):
         """Copy `student`, with all its parameters and buffers.
 
         Raises:
-            ValueError: where a weight of the student is fp16 or bf16: an average with a = 0.99 needs fp32.
+            ValueError: for a student with fp16 or bf16 weights: an average with a = 0.99 needs float32.
         """
         for name, weight in student.named_parameters():
             if weight.dtype in (torch.float16, torch.bfloat16):
@@ -41,7 +41,7 @@ class Teacher(AveragedModel):
         self.train(False)
 
     def train(self, mode: bool = True) -> Teacher:
-        """Stay in eval mode whatever `mode` says."""
+        """Stay in eval mode, whatever `mode` is."""
         super().train(False)
         return self
 
@@ -79,7 +79,7 @@ class Teacher(AveragedModel):
         raise TypeError("Teacher: call update(student, rate); update_parameters has no rate")
 
     def checksum(self) -> str:
-        """SHA-256 of all weights and buffers: equal on all ranks that agree. Waits for the device."""
+        """SHA-256 of all weights and buffers, to compare processes and resumed runs. Waits for the device."""
         digest = hashlib.sha256()
         for name, tensor in chain(self.module.named_parameters(), self.module.named_buffers()):
             digest.update(name.encode())

@@ -1,8 +1,7 @@
-"""Weak geometry and the strong view (docs/method.md, section 2) of uint8 RGB images [H, W, 3], with OpenCV.
+"""Resize and flip of the weak view, and the strong view (docs/method.md 2), on uint8 RGB images [H, W, 3] by OpenCV.
 
-Where the time goes decides the form (docs/method.md, section 13): colour and greyscale are one 3x4 matrix
-(`cv2.transform`), the blur kernel is no longer than sigma needs, cutout noise is cut from a pool, and nothing leaves
-uint8.
+Written for speed (docs/benchmarks.md): colour jitter and greyscale are one 3 x 4 matrix (`cv2.transform`), the blur
+kernel is no longer than sigma needs, cutout noise is cut from a pool, and all steps are in uint8.
 """
 
 from __future__ import annotations
@@ -49,12 +48,12 @@ def flip(image: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class StrongAugmentation:
-    """The strong view: colour jitter, greyscale, blur and three cutouts, each with the paper's probability.
+    """Makes the strong view of a weak one: colour jitter, greyscale, blur and three cutouts (docs/method.md 2).
 
-    No geometry: the boxes of the weak view are those of the strong one.
+    The geometry does not change, so that the boxes of the weak view are those of the strong one.
 
     Attributes:
-        fill: what covers a cutout: noise per pixel, or one constant colour.
+        fill: of a cutout: "random", noise per pixel, or "constant", one colour.
     """
 
     fill: Literal["random", "constant"] = "random"
@@ -81,7 +80,7 @@ class StrongAugmentation:
         area: tuple[float, float],
         ratio: tuple[float, float],
     ) -> None:
-        """Cover one random rectangle, in place; nothing if ten draws do not fit into the image."""
+        """Fill one random rectangle, in place; none if ten drawn ones do not fit into the image."""
         height, width = image.shape[:2]
         for _ in range(10):
             pixels = height * width * rng.uniform(*area)
@@ -97,9 +96,8 @@ def colour_matrix(rng: np.random.Generator, mean: Callable[[], np.ndarray]) -> n
     """Colour jitter (p = 0.8) and greyscale (p = 0.2) as one affine map of the pixels, [3, 4], or None.
 
     Brightness b x, saturation s x + (1 - s) grey(x) and contrast c x + (1 - c) mean(grey) are affine maps,
-    applied in random order with factors U(0.6, 1.4). Deviation from the op-by-op form: values are rounded and
-    clipped to 0..255 once, after all of them, so that a factor that overshoots can be taken back by the next
-    one.
+    applied in random order with factors U(0.6, 1.4). Deviation from applying one operation after the other: values are
+    rounded and clipped to 0..255 once, at the end, so that what one factor pushes beyond 255 the next may bring back.
 
     Args:
         rng: the sample's generator.
@@ -126,7 +124,7 @@ def colour_matrix(rng: np.random.Generator, mean: Callable[[], np.ndarray]) -> n
 
 
 def blur(image: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian blur; the paper's kernel of 23 pixels without the ends that weigh nothing (beyond 4 sigma)."""
+    """Gaussian blur with a kernel of at most 23 pixels; its ends beyond 4 sigma, which are 0, are left out."""
     side = min(23, 2 * math.ceil(4 * sigma) + 1)
     return cv2.GaussianBlur(image, (side, side), sigma)
 

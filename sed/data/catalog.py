@@ -1,6 +1,6 @@
-"""From what a user writes in the config to records: names of known sets, COCO json files, folders of images.
+"""Loads the data sets of DATASETS.*: names of known sets, COCO json files, and folders of images.
 
-What records are: `sed.data.records`.
+The result is a `Dataset` of records (`sed.data.records`).
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ VOC = {  # name -> folder, split: Detectron2's builtin ones
 
 
 def data_root() -> Path:
-    """Where named data sets live: $DETECTRON2_DATASETS, else ./datasets."""
+    """The folder of named data sets: $DETECTRON2_DATASETS, else ./datasets."""
     return Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
 
 
 def known_names() -> list[str]:
-    """Every name that `load_dataset` knows."""
+    """The names that `load_dataset` accepts."""
     digits = [f"{variant}_{split}" for variant in VARIANTS for split in ("train", "tune", "test")]
     return [*digits, *COCO_2017, *VOC]
 
@@ -44,12 +44,12 @@ def load_dataset(source: str, image_root: str = "", labeled: bool = True) -> Dat
 
     Args:
         source: a name (see `known_names`), the path of a COCO json, or, unlabelled only, a folder of images.
-        image_root: folder of a json's images; "" looks in the json's folder, its `images/`, and its folder
-            that is named as the json.
-        labeled: False strips all annotations.
+        image_root: folder of a json's images; "": the json's folder, its subfolder `images`, or its subfolder named
+            like the json.
+        labeled: False drops all annotations.
 
     Raises:
-        DataError: whatever is wrong with it; see `sed.data.coco` and `sed.data.voc`.
+        DataError: for an unknown source and for data that cannot be used; see `sed.data.coco` and `sed.data.voc`.
     """
     for variant in VARIANTS:
         if source in (f"{variant}_train", f"{variant}_tune", f"{variant}_test"):
@@ -95,7 +95,7 @@ def load_folder(folder: str | Path) -> Dataset:
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """All image files below a folder, sorted by path; none is a DataError."""
+    """All image files below a folder, sorted by path; DataError if there is none."""
     paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
     if not paths:
         raise DataError(f"{folder}: no image in this folder; looked for {', '.join(IMAGE_SUFFIXES)} at any depth")

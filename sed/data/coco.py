@@ -1,9 +1,8 @@
-"""COCO json files: read, and checked item by item.
+"""Reads COCO json files and checks them item by item.
 
-What makes training impossible or wrong is one DataError that names the file and the item: not COCO, a missing
-image, an unknown category or image id, a duplicate id, a box with NaN. What training can go on without is
-done and reported in one counted warning: boxes of zero size or outside the image are dropped, boxes that stick
-out are clipped.
+A fault that makes training impossible or wrong raises one DataError that names the file and the item: not COCO, a
+missing image, an unknown category or image id, a duplicate id, a box with NaN. Boxes of zero size or outside the image
+are dropped, and boxes that stick out are clipped; one warning for each file counts them.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ from sed.data.errors import DataError
 from sed.data.packing import without_gc
 from sed.data.records import XYWH_ABS, Dataset, Record
 
-_CROWD = (None, 0, 1)  # None: not said
+_CROWD = (None, 0, 1)  # values of iscrowd; None: absent
 _log = logging.getLogger(__name__)
 MIN_SIDE = 0.01  # pixels; a box with a shorter side has no size that float32 could keep after a resize
-ROUNDING = 1.0  # pixels; sticking out by no more than this is clipped without a word
+ROUNDING = 1.0  # pixels; boxes that stick out by no more than this are clipped without a warning
 
 
 @without_gc()
@@ -34,8 +33,8 @@ def load_coco(path: str | Path, image_root: str | Path = "", labeled: bool = Tru
 
     Args:
         path: the json file.
-        image_root: folder of its images; "" tries the json's folder, its `images/`, its folder named as the
-            json.
+        image_root: folder of its images; "": the json's folder, its subfolder `images`, or its subfolder named like
+            the json.
         labeled: False drops all annotations unread.
 
     Returns:
@@ -75,10 +74,13 @@ def load_coco(path: str | Path, image_root: str | Path = "", labeled: bool = Tru
 
 
 def read_json(path: Path, labeled: bool, polygons: bool = True) -> dict[str, Any]:
-    """A COCO json as it is, with the lists and fields that a detection set needs; else DataError.
+    """The content of a COCO json, checked to have the lists and fields that object detection needs.
 
-    Unlabelled files need no annotations and no categories (they get an empty list). Without `polygons`, the
+    Unlabelled files need neither annotations nor categories (the latter become an empty list). Without `polygons` the
     segmentations are dropped while reading.
+
+    Raises:
+        DataError: for a missing file, one that is not json, or one without these lists and fields.
     """
     try:
         content = json.loads(path.read_bytes(), object_hook=None if polygons else _without_polygon)
@@ -147,7 +149,7 @@ def _find_images(path: Path, image_root: str | Path, names: Sequence[str]) -> Pa
 
 
 def locate_images(path: Path, image_root: str | Path, names: Sequence[str]) -> dict[Path, list[str]]:
-    """Every folder where the images of a json may lie, and which of them are not there."""
+    """Folder -> the image names that are missing there, for every folder where the images of a json may be."""
     folder = path.parent
     roots = [Path(image_root)] if str(image_root) else [folder, folder / "images", folder / path.stem]
     listed: dict[str, frozenset[str]] = {}
@@ -185,7 +187,7 @@ def _check_annotations(path: str | Path, annotations: Sequence[dict], images: se
 
 
 def _all_fine(annotations: Sequence[dict], images: set, classes: dict) -> bool:
-    """Whether nothing is wrong with any annotation, quickly; False: perhaps."""
+    """A quick check of all annotations together; False: check them one by one."""
     try:
         boxes = np.array([a["bbox"] for a in annotations])
         known = {a["image_id"] for a in annotations} <= images
@@ -199,14 +201,14 @@ def _all_fine(annotations: Sequence[dict], images: set, classes: dict) -> bool:
 def add_annotations(
     path: str | Path, records: list[Record], by_image: dict, classes: dict, keep: Sequence[str] = ()
 ) -> None:
-    """Fill in "annotations": boxes clipped to the image; one counted warning tells of those that it changed or dropped.
+    """Add "annotations" to records, boxes clipped to the image; one warning counts the boxes clipped or dropped.
 
     Args:
         path: of the annotation file, for messages.
-        records: unlabelled ones.
+        records: without annotations; changed in place.
         by_image: image id -> dicts with id, bbox [x, y, w, h], category_id and perhaps iscrowd and area.
         classes: category id -> contiguous class.
-        keep: further fields to take over.
+        keep: further fields to copy.
 
     Raises:
         DataError: where no usable box is left.

@@ -1,9 +1,8 @@
-"""The digits benchmark: real handwritten digits on cluttered backgrounds, made on the spot.
+"""The digits benchmark (docs/method.md 12): real handwritten digits on cluttered backgrounds, generated on first use.
 
-The glyphs are scikit-learn's bundled `load_digits` (1797 real 8x8 scans). They are split by index, that is by
-writer: the first 70 % are used for the train images, the next 15 % for tune, the last 15 % for test, so that
-no glyph is shared. Every image depends only on (variant, split, index): making the set twice gives the same
-bytes.
+The glyphs are scikit-learn's bundled `load_digits` (1797 real 8 x 8 scans). They are split by index, that is by writer:
+the first 70 % are used for the train images, the next 15 % for tune, the last 15 % for test, so that no glyph is
+shared. Every image depends only on (variant, split, index): generating the set twice gives the same bytes.
 
     make_digits("datasets")   # datasets/digits/{train,tune,test}.json, datasets/digits/train/00000.png ...
 
@@ -25,7 +24,7 @@ import numpy as np
 
 from sed.data.errors import DataError
 
-VERSION = 3  # raise it whenever the images change: older sets on disk are then made again
+VERSION = 3  # of the images; sets of another version on disk are generated again
 SPLITS = ("train", "tune", "test")
 COUNTS = (1500, 300, 300)
 _STAMP = "version.json"
@@ -37,7 +36,7 @@ FACE = 0.3  # ink covers a pixel from this alpha on; boxes are tight to it
 
 @dataclass(frozen=True)
 class Variant:
-    """What a digits set looks like. Heights are those of the boxes, in pixels."""
+    """Parameters of a digits set: box heights and image side in pixels, number of classes."""
 
     min_height: float
     max_height: float
@@ -90,13 +89,18 @@ def make_digits(root: str | Path, variant: str = "digits", counts: Sequence[int]
 
 
 def make_set(folder: Path, stamp: dict, write: Callable[[Path], None]) -> Path:
-    """Let `write` fill a new folder and rename it to `folder`, unless a set of this stamp is there; returns `folder`.
+    """Write a generated data set into `folder`, unless it is there with the same stamp; returns `folder`.
+
+    Args:
+        folder: of the set.
+        stamp: version and parameters, stored with the set.
+        write: fills a new folder, which is then renamed to `folder`.
 
     Raises:
-        DataError: where something else lies there.
+        DataError: where `folder` exists and is no generated set.
     """
     if not _is_current(folder, stamp):
-        target = folder.resolve()  # where it is a link to another disk: the link stays
+        target = folder.resolve()  # a link to another disk stays a link
         target.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         try:
@@ -210,9 +214,9 @@ def background(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def draw_clutter(rng: np.random.Generator, picture: np.ndarray) -> None:
-    """One thing that is no digit, in place: a long thin stroke, a filled ellipse or a rectangle.
+    """Draw one object that is no digit, in place: a long thin stroke, a filled ellipse or a rectangle.
 
-    Counter-examples that are left out on purpose: an outlined ellipse is a 0, a short thick stroke is a 1.
+    Left out on purpose, because they are digits: an outlined ellipse is a 0, a short thick stroke is a 1.
     """
     size = picture.shape[0]
     layer = picture.copy()

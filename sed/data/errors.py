@@ -1,4 +1,4 @@
-"""The one exception of sed.data."""
+"""The exception for data that cannot be used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts and bytes written atomically: a file has its old content or all of the new, whenever the process dies."""
+"""Writes files atomically: a file has its old content or all of the new, also if the process is killed."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 
 def save_text(text: str, path: str | Path) -> None:
-    """Write a text such that `path` has its old content or all of the new."""
+    """Write a text atomically."""
     save_bytes(text.encode(), path)
 
 
 def save_bytes(content: bytes, path: str | Path) -> None:
-    """Write bytes such that `path` has its old content or all of the new."""
+    """Write bytes atomically."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_bytes(content)

@@ -1,14 +1,15 @@
-"""The geometric augmentation of the paper's A.2: RandAugment's rotate, translate and shear, one of them an image.
+"""Geometric augmentation (A.2 of the paper): one of RandAugment's rotate, translate and shear for each image.
 
-It turns the weak view itself, before the other views are made of it, so that X_w, X_s, X^ and the teacher share one
-geometry and anchors still align (docs/method.md, section 2). What the paper leaves open [O]:
+It is applied to the weak view before the other views are made from it, so that X_w, X_s, X^ and the teacher's input
+share one geometry and their anchors stay aligned (docs/method.md 2). What the paper leaves open [O]:
 
-- Level 5 of RandAugment's 10 means half of its largest magnitudes, which its implementations agree on: 30 degrees, a
-  shear of 0.3, and 0.45 of the side (100 of 224 pixels; as a share, so that the image's size does not matter). As
-  there the magnitude is fixed and the sign is drawn; translate and shear draw their axis; an op is always applied.
-- Rotation and shear keep the image's centre, so that as little as possible leaves it.
-- The image keeps its size; what comes in from outside is grey, 128 (RandAugment's colour).
-- A box becomes the hull of its turned corners, clipped; one that loses more than half of that hull is dropped.
+- Level 5 of 10 is half of RandAugment's largest magnitudes, on which its implementations agree: 30 degrees, a shear of
+  0.3, and a translation of 0.45 of the side (100 of 224 pixels). As in RandAugment the magnitude is fixed and the sign
+  is drawn; translate and shear also draw their axis. One of the three is always applied.
+- Rotation and shear keep the centre of the image, so that as little as possible leaves it.
+- The image keeps its size; pixels from outside of it are grey, 128 (RandAugment's colour).
+- A box becomes the bounding box of its transformed corners, clipped to the image; a box of which less than half remains
+  inside is dropped.
 
 Coordinates are continuous: pixel (row i, column j) covers [j, j + 1] x [i, i + 1], as boxes have it.
 """
@@ -31,14 +32,14 @@ log = logging.getLogger(__name__)
 MAX_LEVEL = 10.0
 MAX_DEGREES, MAX_SHEAR, MAX_SHIFT = 30.0, 0.3, 0.45  # at level 10; the shift as a share of the side
 FILL = (128, 128, 128)
-KEPT = 0.5  # the share of a box's hull that must stay inside the image
-_STREAM = 1  # beside (seed, stream, position): no other generator of a sample has four words
-_COUNTED = 2000  # images that `log_dropped` looks at
+KEPT = 0.5  # least share of a transformed box inside the image
+_STREAM = 1  # fourth word of the seed, after (seed, stream, position); a sample's other generator has three
+_COUNTED = 2000  # images that `log_dropped` counts in
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One affine map of images, in units that fit an image of any size.
+    """One affine map, for images of any size.
 
     Attributes:
         linear: ((a, b), (c, d)): (x, y) from the centre -> (a x + b y, c x + d y) from the centre, in pixels.
@@ -49,13 +50,13 @@ class Turn:
     shift: tuple[float, float] = (0.0, 0.0)
 
     def matrix(self, size: Size) -> np.ndarray:
-        """[2, 3] float64: (x, y, 1) in pixels of an image of `size` (height, width) -> where it goes."""
+        """[2, 3] float64: (x, y, 1) -> (x, y), pixels of an image of `size` (height, width)."""
         extent = np.array([size[1], size[0]], np.float64)
         linear = np.array(self.linear)
         return np.column_stack([linear, extent / 2 - linear @ extent / 2 + self.shift * extent])
 
     def image(self, image: np.ndarray) -> np.ndarray:
-        """The turned image, [H, W, 3] uint8 as before."""
+        """The transformed image, [H, W, 3] uint8, of the same size."""
         height, width = image.shape[:2]
         matrix = self.matrix((height, width))
         matrix[:, 2] += matrix[:, :2].sum(1) / 2 - 0.5  # OpenCV counts from the centre of the first pixel
@@ -65,14 +66,14 @@ class Turn:
         )
 
     def boxes(self, boxes: np.ndarray, size: Size) -> tuple[np.ndarray, np.ndarray]:
-        """Hulls of the turned boxes, clipped to the image, and which of them keep enough of themselves.
+        """The transformed boxes, clipped to the image, and which of them are kept.
 
         Args:
             boxes: [G, 4] xyxy in pixels.
             size: (height, width) of the image.
 
         Returns:
-            [G, 4] float64 boxes; [G] bool.
+            [G, 4] float64 boxes; [G] bool, False for a box of which less than KEPT is inside the image.
         """
         x0, y0, x1, y1 = boxes.astype(np.float64).reshape(-1, 4).T
         corners = np.stack([[x0, x1, x0, x1], [y0, y0, y1, y1]])  # [2, 4, G]
@@ -87,10 +88,10 @@ class Turn:
 
 @dataclass(frozen=True)
 class GeometricAugmentation:
-    """Draws one `Turn` a sample, from (seed, stream, position) alone and from no other generator.
+    """Draws and applies one `Turn` for each sample; it depends on (seed, stream, position) alone.
 
     Attributes:
-        level: of 10; RandAugment's strength.
+        level: RandAugment's strength, 0 to 10.
         seed: of the run.
     """
 
@@ -102,7 +103,7 @@ class GeometricAugmentation:
             raise ValueError(f"geometric augmentation: expected a level from 0 to {MAX_LEVEL:g}, got {self.level}")
 
     def draw(self, stream: int, position: int) -> Turn:
-        """The turn of a sample: rotate, translate or shear, each with probability 1/3."""
+        """The affine map of a sample: rotate, translate or shear, each with probability 1/3."""
         rng = np.random.default_rng([self.seed, stream, position, _STREAM])
         op, axis, sign = (int(n) for n in rng.integers(0, (3, 2, 2)))
         part = (1 - 2 * sign) * self.level / MAX_LEVEL
@@ -116,18 +117,18 @@ class GeometricAugmentation:
         return Turn(((1.0, 0.0), (shear, 1.0)) if axis else ((1.0, shear), (0.0, 1.0)))
 
     def labeled(self, image: np.ndarray, targets: Targets, stream: int, position: int) -> tuple[np.ndarray, Targets]:
-        """The turned image [H, W, 3] and its boxes; see the module's docstring for those that are dropped."""
+        """The transformed image [H, W, 3] and its boxes, without those that are mostly outside."""
         turn = self.draw(stream, position)
         boxes, kept = turn.boxes(targets.boxes.numpy(), image.shape[:2])
         boxes = torch.from_numpy(boxes[kept].astype(np.float32))
         return turn.image(image), Targets(boxes, targets.classes[torch.from_numpy(kept)])
 
     def unlabeled(self, image: np.ndarray, stream: int, position: int) -> np.ndarray:
-        """The turned image [H, W, 3]."""
+        """The transformed image [H, W, 3]."""
         return self.draw(stream, position).image(image)
 
     def dropped(self, records: Sequence[dict[str, Any]], stream: int) -> tuple[int, int]:
-        """How many boxes the first turns drop from these records, unflipped, and of how many; reads no image."""
+        """(boxes dropped, all boxes) of these records as the first samples, unflipped; reads no image."""
         lost = total = 0
         for position, record in enumerate(records):
             boxes = np.array([a["bbox"] for a in record["annotations"] if not a["iscrowd"]]).reshape(-1, 4)
@@ -138,10 +139,10 @@ class GeometricAugmentation:
 
 
 def build_geometric(kind: str, level: float, seed: int) -> GeometricAugmentation | None:
-    """INPUT.GEOMETRIC and INPUT.GEOMETRIC_LEVEL; None for "none".
+    """The augmentation of INPUT.GEOMETRIC and INPUT.GEOMETRIC_LEVEL; None for "none".
 
     Raises:
-        ValueError: for another kind, or a level that is none.
+        ValueError: for another kind, or a level outside 0 to 10.
     """
     if kind == "none":
         return None
@@ -151,9 +152,11 @@ def build_geometric(kind: str, level: float, seed: int) -> GeometricAugmentation
 
 
 def log_dropped(geometric: GeometricAugmentation | None, records: Sequence[dict[str, Any]], stream: int) -> None:
-    """Log once how many boxes the augmentation drops, measured on the first images; workers would log it in pieces."""
+    """Log once how many boxes the augmentation drops, counted in the first labelled images."""
     if geometric is not None:
         few = records[:_COUNTED]
         lost, total = geometric.dropped(few, stream)
-        text = "geometric augmentation: of %d boxes (first %d labelled images), %d lose more than half and are dropped"
+        text = (
+            "geometric augmentation: of %d boxes (first %d labelled images) %d are dropped: more than half is outside"
+        )
         log.info(text, total, len(few), lost)

@@ -1,10 +1,9 @@
-"""Infinite training streams that can go on from any position, and the finite test loader.
+"""Infinite training streams that can resume from any position, and the finite test loader.
 
-The order of the images is planned apart from decoding them: `plan` yields, batch after batch, pairs
-(position, index), where `position` counts the samples of the stream and `index` names the record. Workers
-only carry the plan out, and a sample's randomness comes from its position alone. So the data are a function
-of (seed, stream, position): `seek` replays the plan without reading any image, and another number of workers
-or processes changes nothing.
+The order of the images is planned apart from reading them: `plan` yields for each batch its pairs (position, index),
+where `position` counts the samples of the stream and `index` is that of the record. Workers read what the plan says,
+and the random numbers of a sample depend on its position alone. So the data are a function of (seed, stream, position):
+`seek` replays the plan without reading any image, and the number of workers or processes changes nothing.
 
 Shape shorthand: B images of the global batch, W processes (ranks), each takes B / W of them.
 """
@@ -33,23 +32,23 @@ from sed.data.packing import pack
 from sed.data.records import Record
 
 Plan = list[tuple[int, int]]  # (position, index) of every sample of a batch
-Order = Callable[[], Iterator[int]]  # starts an endless sequence of indices of records
+Order = Callable[[], Iterator[int]]  # returns an endless sequence of indices of records
 
 
 def collate_labeled(samples: Sequence[tuple[Tensor, Targets]], multiple: int = 1) -> LabeledBatch:
-    """Pad to sides that `multiple` divides."""
+    """A batch of labelled samples, padded to sides that `multiple` divides."""
     images, targets = zip(*samples, strict=True)
     return LabeledBatch(Images.from_list(images, multiple), targets)
 
 
 def collate_unlabeled(samples: Sequence[tuple[Tensor, Tensor]], multiple: int = 1) -> UnlabeledBatch:
-    """Pad both views to sides that `multiple` divides."""
+    """A batch of (weak, strong) samples, both padded to sides that `multiple` divides."""
     weak, strong = zip(*samples, strict=True)
     return UnlabeledBatch(Images.from_list(weak, multiple), Images.from_list(strong, multiple))
 
 
 def collate_test(samples: Sequence[tuple[Tensor, ImageInfo]], multiple: int = 1) -> tuple[Images, list[ImageInfo]]:
-    """Pad to sides that `multiple` divides."""
+    """A batch of test images, padded to sides that `multiple` divides."""
     images, infos = zip(*samples, strict=True)
     return Images.from_list(images, multiple), list(infos)
 
@@ -70,18 +69,18 @@ def plan(
     aspect_grouping: bool = True,
     order: Order | None = None,
 ) -> Iterator[Plan]:
-    """The endless order of global batches.
+    """The endless sequence of global batches, as (position, index) of their samples.
 
-    With aspect-ratio grouping a batch holds only landscape or only portrait images, to save padding. An image
-    that waits for its bucket to fill stays there, over the end of an epoch too: none is ever left out.
+    With aspect-ratio grouping a batch holds only landscape or only portrait images, to save padding. An image waits
+    until its group fills a batch, also beyond the end of an epoch, so that none is left out.
 
     Args:
         sizes: (height, width) of every record.
         batch_size: B.
         seed: of the run.
-        stream_id: so that the streams of a run differ.
+        stream_id: the streams of a run have different ones, and so different orders.
         aspect_grouping: whether to group.
-        order: starts the endless sequence of indices, the same one each time; default: `permutations`.
+        order: returns the endless sequence of indices, the same at each call; None: `permutations`.
     """
     height, width = np.asarray(sizes).reshape(-1, 2).T
     upright = ((height > width) & aspect_grouping).astype(int).tolist()
@@ -97,10 +96,10 @@ def plan(
 
 
 class Resumable:
-    """An infinite iterator over batches with an exact position; a subclass says in `_open` what comes from there on.
+    """An infinite iterator over batches that can resume from any position; subclasses implement `_open`.
 
     Attributes:
-        position: how many batches were taken so far.
+        position: number of batches taken so far.
     """
 
     def __init__(self, position: int = 0) -> None:
@@ -108,7 +107,7 @@ class Resumable:
         self._batches: Iterator[Any] | None = None
 
     def _open(self) -> Iterable[Any]:
-        """All batches from `position` on; a DataError among them is raised."""
+        """All batches from `position` on; a DataError in the place of a batch is raised by `__next__`."""
         raise NotImplementedError
 
     def __iter__(self) -> Iterator[Any]:
@@ -130,12 +129,12 @@ class Resumable:
         return batch
 
     def seek(self, position: int) -> None:
-        """Go on with batch number `position`, as if all before it had been taken."""
+        """Continue with batch number `position`, as if those before it had been taken."""
         self.close()
         self.position = position
 
     def close(self) -> None:
-        """Stop the workers; batches read ahead are dropped and will be read again."""
+        """Stop the workers; batches that were read ahead are dropped and read again later."""
         self._batches = None
 
 
@@ -157,20 +156,20 @@ class Stream(Resumable):
         start: int = 0,
         order: Order | None = None,
     ) -> None:
-        """Nothing is read before the first batch is asked for.
+        """Set the stream up; nothing is read before the first batch.
 
         Args:
             records: dataset dicts; packed here if they are not.
-            mapper_fn: (record, position) -> sample, such as `Mapper.labeled`.
+            mapper_fn: (record, position) -> sample; `Mapper.labeled` or `Mapper.unlabeled`.
             batch_size: B, over all processes.
             seed: of the run.
             stream_id: `mapper.LABELED` or `mapper.UNLABELED`.
             collate: samples -> batch.
             aspect_grouping: see `plan`.
             num_workers: worker processes; 0 reads in this process.
-            rank: this process.
+            rank: of this process.
             world_size: W.
-            start: batches to pass over.
+            start: number of the first batch.
             order: see `plan`; the sequence of all processes together.
 
         Raises:
@@ -201,7 +200,7 @@ def test_loader(
     world_size: int = 1,
     multiple: int = 1,
 ) -> Iterator[tuple[Images, list[ImageInfo]]]:
-    """Every W-th record once, from `rank` on, in order.
+    """Batches of test images: every W-th record once, from `rank` on, in order.
 
     Yields:
         A padded batch and an `ImageInfo` for each of its images.
@@ -222,7 +221,7 @@ test_loader.__test__ = False  # type: ignore[attr-defined]  # not a pytest funct
 
 
 class _Resumed:
-    """This rank's part of the plan, from batch `start` on."""
+    """The part of the plan that this rank reads, from batch `start` on."""
 
     def __init__(self, make_plan: Callable[[], Iterator[Plan]], start: int, part: slice) -> None:
         self.make_plan, self.start, self.part = make_plan, start, part
@@ -234,7 +233,7 @@ class _Resumed:
 
 
 class _Work(Dataset):
-    """What a worker does: a planned batch -> a collated one, or the DataError that its images raise."""
+    """The work of a worker process: a planned batch -> a collated one, or the DataError that its images raise."""
 
     def __init__(self, records: Sequence[Record], sample: Callable, collate: Callable) -> None:
         self.records, self.sample, self.collate = pack(records), sample, collate
@@ -251,7 +250,7 @@ class _Work(Dataset):
 
 
 def batch_loader(work: Dataset, batches: Any, num_workers: int) -> DataLoader:
-    """What `work` makes of each of `batches`, in their order; the run's random numbers stay untouched."""
+    """A DataLoader over `batches`, read by `work`, in order; the random state of the run does not change."""
     return DataLoader(
         work,
         batch_size=None,  # a planned batch is one item
@@ -260,7 +259,7 @@ def batch_loader(work: Dataset, batches: Any, num_workers: int) -> DataLoader:
         num_workers=num_workers,
         worker_init_fn=start_worker,
         pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # its own: DataLoader draws from it, the run's stays untouched
+        generator=torch.Generator(),  # DataLoader draws from it instead of from the run's
     )
 
 
@@ -269,14 +268,13 @@ def _identity(item: Any) -> Any:
 
 
 def start_worker(worker: int = 0) -> None:
-    """Set a process up for image work: one core, and memory that is kept.
+    """Prepare a process for reading images: one core for OpenCV, and freed memory is kept by the process.
 
-    Image buffers are a few MB: glibc would get each from the system and give it back, and the page faults of
-    doing so cost as much time as the work itself (640x480 JPEG, two views: 5.8 ms an image with, 3.1 ms
-    without them).
+    Image buffers are a few MB. glibc by default gets each from the system and gives it back, and the page faults cost
+    as much time as the work itself (640 x 480 JPEG, two views: 5.8 ms an image with, 3.1 ms without them).
     """
     cv2.setNumThreads(0)
-    gc.freeze()  # a collection would write to what this process shares with the one that forked it, and copy it
+    gc.freeze()  # a collection would write to pages shared with the parent process, and so copy them
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent where the C library is not glibc
         if mallopt is not None:

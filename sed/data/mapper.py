@@ -1,7 +1,7 @@
-"""From a record to tensors: read, check, resize, flip, strong view, boxes along with the pixels.
+"""Reads the image of a record, checks it and makes the weak and the strong view, with its boxes.
 
-What a sample becomes depends only on (seed, stream, position) and the record, never on worker processes or on
-what was drawn before: its generator is `np.random.default_rng([seed, stream, position])`.
+A sample depends only on the record and (seed, stream, position), not on the number of workers or on samples before it:
+its generator is `np.random.default_rng([seed, stream, position])`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ENDINGS = {
 
 
 class ImageInfo(NamedTuple):
-    """What evaluation needs to know of a test image.
+    """Id, scale and size of a test image, to convert its detections to the file's pixels.
 
     Attributes:
         image_id: of the record.
@@ -49,10 +49,10 @@ class Mapper:
     Attributes:
         min_size: range of the short side in pixels, both ends included; `test` takes the first.
         max_size: limit of the long side.
-        flip: mirror with probability 0.5.
-        strong: the strong view.
-        strong_labeled: every second labelled sample also gets the strong view.
-        geometric: turns the weak view before the strong one is made of it; None: nothing does.
+        flip: whether to mirror with probability 0.5.
+        strong: makes the strong view.
+        strong_labeled: whether every second labelled sample gets the strong view instead of the weak one.
+        geometric: transforms the weak view, before the strong one is made from it; None: no geometric augmentation.
         seed: of the run.
     """
 
@@ -65,7 +65,7 @@ class Mapper:
     seed: int = 0
 
     def labeled(self, record: Record, position: int) -> tuple[Tensor, Targets]:
-        """The weak (every second one: strong) view [3, h, w] uint8 of a record and its boxes."""
+        """The weak view [3, h, w] uint8 and its boxes; at odd positions, with `strong_labeled`, the strong view."""
         rng = np.random.default_rng([self.seed, LABELED, position])
         image, flipped = self._weak(record, rng)
         targets = _targets(record, image.shape[:2], flipped)
@@ -76,7 +76,7 @@ class Mapper:
         return to_tensor(image), targets
 
     def unlabeled(self, record: Record, position: int) -> tuple[Tensor, Tensor]:
-        """The weak and the strong view of a record, both [3, h, w] uint8 of one geometry."""
+        """The weak and the strong view of a record, both [3, h, w] uint8, with the same geometry."""
         rng = np.random.default_rng([self.seed, UNLABELED, position])
         weak, _ = self._weak(record, rng)
         if self.geometric:
@@ -84,7 +84,7 @@ class Mapper:
         return to_tensor(weak), to_tensor(self.strong(weak, rng))
 
     def test(self, record: Record) -> tuple[Tensor, ImageInfo]:
-        """The resized image [3, h, w] uint8, nothing drawn at random."""
+        """The resized image [3, h, w] uint8, without random augmentation."""
         image = resize_shortest(read_image(record), self.min_size[0], self.max_size)
         height, width = record["height"], record["width"]
         scale = (image.shape[1] / width, image.shape[0] / height)
@@ -102,10 +102,10 @@ class Mapper:
 def read_image(record: Record) -> np.ndarray:
     """The record's pixels, [H, W, 3] uint8 RGB.
 
-    EXIF orientation is applied; where the record's size fits only without it, it is not.
+    The EXIF orientation is applied, unless the record's size is that of the image without it.
 
     Raises:
-        DataError: if the file is missing, truncated, no image, or of another size than the record says.
+        DataError: if the file is missing, truncated, no image, or of another size than the record's.
     """
     path = record["file_name"]
     try:
@@ -133,7 +133,7 @@ def _decode(path: str, data: np.ndarray, flags: int) -> np.ndarray:
 
 
 def check_file(path: str) -> None:
-    """Raise DataError if an image file is missing, empty, or a JPEG or PNG cut off; decodes only doubtful ones."""
+    """Raise DataError if an image file is missing, empty, or a truncated JPEG or PNG; decodes doubtful files only."""
     try:
         with open(path, "rb") as stream:
             head = stream.read(2)
@@ -152,7 +152,7 @@ def _check_end(path: str, head: bytes, tail: bytes) -> None:
 
 
 def _check_whole(path: str) -> None:
-    """OpenCV fills the rest of a truncated file with grey and says nothing; Pillow refuses it."""
+    """OpenCV fills the rest of a truncated file with grey without an error; Pillow raises one."""
     from PIL import Image
 
     try:

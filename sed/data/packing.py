@@ -1,8 +1,8 @@
-"""Records in one piece of memory that processes share, instead of millions of Python objects in each.
+"""Records pickled into one buffer that all processes share, as in Detectron2.
 
-COCO's training set is 118 thousand records with 860 thousand boxes: as dicts and lists they take more than a GiB, and a
-worker that was forked copies every page on which it counts a reference. Pickled into one buffer they take a fifth of
-that, and no worker copies any of it. Detectron2 keeps its data sets in the same way.
+COCO's training set is 118 thousand records with 860 thousand boxes. As dicts and lists they take more than 1 GiB, and a
+forked worker copies every page on which it changes a reference count. In one buffer they take a fifth of that, and no
+worker copies it.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from sed.data.records import Record
 
 
 class PackedRecords(Sequence[Record]):
-    """A sequence of records; each access makes a new dict.
+    """A sequence of records in one buffer; each access makes a new dict.
 
-    Tensors hold it: forked workers share their pages, and to spawned ones torch hands them over as shared memory.
+    The buffer is a tensor: forked workers share its pages, and torch passes it to spawned ones as shared memory.
 
     Args:
-        records: dataset dicts (`sed.data.catalog`).
+        records: dataset dicts (`sed.data.records`).
 
     Attributes:
         sizes: [N, 2] int32, (height, width) of every record.
@@ -62,7 +62,7 @@ class PackedRecords(Sequence[Record]):
         return pickle.loads(self._data[start:end].numpy().data)
 
     def __iter__(self) -> Iterator[Record]:
-        """All of them; quicker than one by one."""
+        """All records in order, faster than one by one."""
         data, ends = memoryview(self._data.numpy()), self._ends.tolist()
         for start, end in itertools.pairwise(ends):
             yield pickle.loads(data[start:end])
@@ -73,16 +73,16 @@ class PackedRecords(Sequence[Record]):
 
 
 def pack(records: Sequence[Record]) -> PackedRecords:
-    """`records` packed, or themselves if they are."""
+    """`records` as `PackedRecords`; unchanged if they are that already."""
     return records if isinstance(records, PackedRecords) else PackedRecords(records)
 
 
 @contextlib.contextmanager
 def without_gc() -> Iterator[None]:
-    """Inside, and in a function that this decorates, Python looks for no cycles of garbage.
+    """A context, or decorator of a function, in which Python's cyclic garbage collector is off.
 
-    Reading COCO's json makes tens of millions of objects, and the collector looks through all of them again and again:
-    12.5 s with it, 3.9 s without.
+    Reading COCO's json makes tens of millions of objects, which the collector would go through again and again: 12.5 s
+    with it, 3.9 s without.
     """
     enabled = gc.isenabled()
     gc.disable()

@@ -1,6 +1,6 @@
-"""What a run trains on: the labelled and the unlabelled images, apart from each other and from the test images.
+"""Makes the data of a run: labelled, unlabelled and test images, checked to share none.
 
-The same for every engine: an engine says how a data set is read, this file what is done with it.
+The same for both engines; an engine hands in the functions that read its data sets.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from sed.data.splits import split
 
 @dataclass(frozen=True)
 class Data:
-    """The data of a run: labelled, unlabelled and test images; the three share none.
+    """The labelled, unlabelled and test images of a run; no image is in two of them.
 
     Attributes:
-        labeled: its classes are the run's. Its records are packed (`sed.data.records`).
-        unlabeled: records without annotations, packed; none where the config gives none.
+        labeled: records (packed) with annotations, and the classes of the run.
+        unlabeled: records (packed) without annotations; empty for a supervised run without a split.
         tests: the sets to evaluate on.
     """
 
@@ -31,7 +31,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Split:
-    """How to divide the labelled set where no unlabelled one is given; see `sed.data.splits.split`."""
+    """How to divide DATASETS.TRAIN into labelled and unlabelled images; see `sed.data.splits.split`."""
 
     percent: float = 0.0
     count: int = 0
@@ -68,7 +68,7 @@ def partition(
         classes_key: the config key of K, for the message.
 
     Raises:
-        DataError: where the config asks for what cannot be, or the data cannot be used.
+        DataError: where the keys of the config exclude each other, or the data cannot be used.
     """
     if load_unlabeled and divide.wanted:
         raise DataError(
@@ -97,7 +97,7 @@ def partition(
 
 
 def check_num_classes(dataset: Dataset, wanted: int, key: str) -> None:
-    """Raise DataError unless `dataset` has the `wanted` number of classes that the config key `key` gives."""
+    """Raise DataError unless `dataset` has `wanted` classes, the value of the config key `key`."""
     if wanted != len(dataset.classes):
         raise DataError(
             f"{key} is {wanted}, but {dataset.name} has {len(dataset.classes)} categories "

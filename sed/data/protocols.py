@@ -1,6 +1,6 @@
-"""Which images of a COCO json are labelled: this project's rule, those of others, and the protocols of the papers.
+"""Chooses the labelled images of a COCO json: by this project's rule, by those of others, or by the papers' protocols.
 
-"10 % of COCO" is three different sets in published work, so a number says little without its convention:
+"10 % of COCO" is three different sets in published work, so results can be compared only with the same convention:
 
     sed               n images in hash order, see `sed.data.splits`: without replacement, nested
     unbiased_teacher  indices into the images that have a box, sorted by id; published as a file of indices
@@ -8,9 +8,9 @@
     stac              the same with replacement: the set is smaller than asked for (about 9.5 % for 10 %)
     per_class         for every class the first K images in hash order that show it
 
-The functions that take ids see nothing else. Those that take the whole content read labels of images that end up
-unlabelled or left out; their `Choice` says so, and so does the manifest. numpy's RandomState keeps its streams for
-ever, so a seed gives the same images in every version.
+The functions that take ids use nothing else. Those that take the whole content also read labels of images that end up
+unlabelled or left out; their `Choice` and the manifest record that. numpy guarantees the streams of RandomState, so
+that a seed gives the same images in every version.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Content = dict[str, Any]  # of a COCO json
 LIKE = ("unbiased_teacher", "soft_teacher", "stac")
 MAX_SEED = 2**32 - 1  # of numpy's RandomState
 COCO_TRAIN_WITH_BOXES = 117266  # images of train2017 that the index file of Unbiased Teacher counts
-OFFICIAL = {  # images of each part of the two protocols that leave no choice
+OFFICIAL = {  # number of images of each part of the two protocols without a draw
     "coco_full": {"labeled": 118287, "unlabeled": 123403},
     "coco_35k": {"labeled": 35504, "unlabeled": 82783, "test": 5000},
 }
@@ -42,12 +42,12 @@ class Choice:
     """The ids of the images with and without labels, and how they were chosen.
 
     Attributes:
-        labeled: ids, never none.
-        unlabeled: ids, none of them in `labeled`. What is in neither is left out.
+        labeled: ids, at least one.
+        unlabeled: ids, none of them in `labeled`. Images in neither are left out.
         convention: see the module's docstring; or the protocol's name.
-        test: ids to evaluate on, where the protocol says which.
-        reads_labels: whether labels of images outside `labeled` had a say.
-        notes: for whoever compares numbers.
+        test: ids to evaluate on, where the protocol defines them.
+        reads_labels: whether the choice depends on labels of images outside `labeled`.
+        notes: what to know when comparing with published results.
     """
 
     labeled: frozenset
@@ -79,7 +79,7 @@ def choose_soft_teacher(ids: Sequence, percent: float, seed: int, offset: int = 
         offset: the script's --seed-offset, which is added to the seed.
 
     Raises:
-        DataError: if none or more than all would be labelled, or numpy knows no such seed.
+        DataError: if no image or more than all would be labelled, or for a seed that numpy does not take.
     """
     wanted = _wanted(percent, len(ids))
     index = _random(seed + offset).choice(len(ids), size=wanted, replace=False)
@@ -99,7 +99,7 @@ def choose_stac(ids: Sequence, percent: float, seed: int) -> Choice:
         seed: published ones are 1 to 5.
 
     Raises:
-        DataError: if none or more than all would be labelled, or numpy knows no such seed.
+        DataError: if no image or more than all would be labelled, or for a seed that numpy does not take.
     """
     wanted = _wanted(percent, len(ids))
     chosen = {ids[i] for i in _random(seed).choice(len(ids), size=wanted)}
@@ -113,8 +113,8 @@ def choose_unbiased_teacher(
 ) -> Choice:
     """As Unbiased Teacher: only images with a box take part, sorted by id, indexed by the published file.
 
-    Images without a box that is no crowd are left out before anything else, as Detectron2's loader does it
-    (filter_empty), on the grounds of labels that an unlabelled image would not have.
+    Images without a box (crowds do not count) are left out first, as in Detectron2's loader (filter_empty). That
+    depends on labels, which an unlabelled image would not have.
 
     Args:
         content: a COCO json.
@@ -146,9 +146,9 @@ def choose_unbiased_teacher(
 def choose_per_class(content: Content, count: int, fold: int = 0) -> Choice:
     """For every class the first `count` images in hash order that show it (a box that is no crowd).
 
-    That is what a greedy walk gives which labels an image whenever it shows a class that lacks images. Every class
-    has at least `count` labelled images, frequent ones more, since an image counts for each of its classes; the
-    choice for K lies within that for K + 1. A class on no image at all has none, and a note says so.
+    The same as going through the images in hash order and labelling each that shows a class with fewer than `count`
+    images. Every class has at least `count` labelled images, frequent ones more, since an image counts for each of its
+    classes; the choice for `count` is part of that for `count` + 1. A class that no image shows is named in a note.
 
     Raises:
         DataError: for a class on fewer images, and where nothing would be left unlabelled.
@@ -162,9 +162,9 @@ def choose_per_class(content: Content, count: int, fold: int = 0) -> Choice:
     names = {category["id"]: category["name"] for category in content["categories"]}
     few = sorted((len(found), names[c]) for c, found in shows.items() if 0 < len(found) < count)
     if few:
-        told = ", ".join(f"{name} on {images}" for images, name in few[:5])
+        named = ", ".join(f"{name} on {images}" for images, name in few[:5])
         raise DataError(
-            f"--per-class {count}: {len(few)} classes are on fewer images ({told}); "
+            f"--per-class {count}: {len(few)} classes are on fewer images ({named}); "
             f"ask for at most {few[0][0]}, or label more"
         )
     chosen = {i for found in shows.values() for i in sorted(found, key=rank.__getitem__)[:count]}
@@ -208,7 +208,7 @@ def choose_35k(val2014: Content, train2014: Content, minival: Content) -> Choice
 
 
 def image_ids(content: Content) -> frozenset:
-    """The ids of its images."""
+    """The image ids of a COCO json."""
     return frozenset(image["id"] for image in content["images"])
 
 
@@ -218,7 +218,7 @@ def _choice(labeled: Collection, every: Collection, convention: str, **more: Any
 
 
 def _wanted(percent: float, total: int) -> int:
-    """Rounded down in floating point exactly as the three projects have it."""
+    """The number of images of a percentage, rounded down in floating point exactly as in the three projects."""
     wanted = int(percent / 100.0 * total)
     _check_size(wanted, total, f"{percent} %")
     return wanted
@@ -235,11 +235,11 @@ def _check_size(wanted: int, total: int, asked: str) -> None:
 def _random(seed: int) -> np.random.RandomState:
     if not 0 <= seed <= MAX_SEED:
         raise DataError(f"split: the seed {seed} is not one of numpy's, 0 to {MAX_SEED}")
-    return np.random.RandomState(seed)  # the very generator of the projects
+    return np.random.RandomState(seed)  # the generator of these projects
 
 
 def _counts(annotation: Content) -> bool:
-    """Whether Detectron2's loader counts it: no crowd, and no segmentation of which no polygon has three points."""
+    """Whether Detectron2's loader counts it: it is no crowd, and has no segmentation or a polygon of three points."""
     outline = annotation.get("segmentation")
     polygons = [p for p in outline if isinstance(p, list)] if isinstance(outline, list) else []
     lost = polygons and not any(len(p) % 2 == 0 and len(p) >= 6 for p in polygons)

@@ -1,4 +1,4 @@
-"""Records and data sets: what every reader of a format makes, and what is done with them whatever they came from.
+"""Records and data sets: the result of every reader of a format, and operations on them.
 
 A record is Detectron2's dataset dict, image by image:
 
@@ -6,8 +6,8 @@ A record is Detectron2's dataset dict, image by image:
      "annotations": [{"bbox": [x, y, w, h], "bbox_mode": 1, "category_id": 0..K-1, "iscrowd": 0 | 1,
                       "area": a}]}
 
-in absolute pixels; annotations of Pascal VOC also have "difficult": 0 | 1. The records of unlabelled data have no
-"annotations" key at all: it is taken away when they are read, before any other code could see it.
+in absolute pixels; annotations of Pascal VOC also have "difficult": 0 | 1. Records of unlabelled images have no key
+"annotations": it is removed when they are read, so that no other code can use labels.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ XYWH_ABS = 1  # detectron2.structures.BoxMode.XYWH_ABS
 
 @dataclass(frozen=True)
 class Dataset:
-    """Records and what their classes mean.
+    """Records, and the names of their classes.
 
     Attributes:
-        name: what the user called it.
+        name: as given in the config.
         records: dataset dicts, see the module's docstring.
         classes: K names; the index is the contiguous class. Empty for a folder of images.
         category_ids: K original category ids, in the same order.
@@ -79,7 +79,7 @@ def image_record(path: str | Path, image_id: int | str) -> Record:
     try:
         with Image.open(path) as image:
             width, height = image.size
-            if image.getexif().get(0x0112, 1) >= 5:  # EXIF orientation: lies on its side
+            if image.getexif().get(0x0112, 1) >= 5:  # EXIF orientation: rotated by 90 degrees
                 width, height = height, width
     except (UnidentifiedImageError, OSError) as error:
         raise DataError(f"{path}: not a readable image ({error}); repair or remove it") from None
@@ -87,7 +87,7 @@ def image_record(path: str | Path, image_id: int | str) -> Record:
 
 
 def strip_annotations(records: Sequence[Record]) -> list[Record]:
-    """The same records without their annotations: all that training may know of unlabelled images."""
+    """The same records without their annotations."""
     return [{key: value for key, value in record.items() if key != "annotations"} for record in records]
 
 
@@ -121,8 +121,8 @@ def check_same_classes(train: Dataset, test: Dataset) -> None:
 def check_disjoint(labeled: Sequence[Record], unlabeled: Sequence[Record], val: Sequence[Record]) -> None:
     """Raise DataError if an image is in two of the three sets, by path or by content.
 
-    By real path, and by SHA-1 of the bytes. To be quick on large sets, only files of equal length and sides are
-    compared, first by 4 KiB from their middle.
+    Images are equal if their real path or the SHA-1 of their bytes is. For speed only files of equal length and sides
+    are compared, first by 4 KiB from their middle.
     """
     files: dict[str, str] = {}  # real path -> set
     sides: dict[str, tuple[int, ...]] = {}  # in order of length: one of two jsons may go by the EXIF orientation
@@ -148,7 +148,7 @@ def check_disjoint(labeled: Sequence[Record], unlabeled: Sequence[Record], val: 
 
 
 def _real_path(path: str, folders: dict[str, str]) -> str:
-    """`os.path.realpath`, which asks for every folder above each file, with the folders' remembered."""
+    """`os.path.realpath`, faster for many files: the real paths of folders are kept in `folders`."""
     folder, name = os.path.split(path)
     if folder not in folders:
         folders[folder] = os.path.realpath(folder)

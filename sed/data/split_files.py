@@ -1,4 +1,4 @@
-"""A split as files: labeled.json, unlabeled.json, for some protocols test.json, and the manifest of them."""
+"""Writes a split as files: labeled.json, unlabeled.json, for some protocols test.json, and their manifest."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sed.data.protocols import Choice, Content, image_ids
 from sed.data.records import Record
 from sed.data.splits import id_hash, read_manifest, write_manifest
 
-FOLDERS = {  # of images from different places, below the folder of the data set
+FOLDERS = {  # of each part's images, where they differ, below the folder of the data set
     "coco_full": {"labeled": "train2017", "unlabeled": "unlabeled2017"},
     "coco_35k": {"labeled": "val2014", "unlabeled": "train2014", "test": "val2014"},
 }
@@ -73,12 +73,12 @@ def write_split(
     Args:
         folder: made where it is missing.
         choice: which images.
-        labeled: holds the labelled images, and those of the test.
-        unlabeled: holds the unlabelled ones; may be the same. Categories are those of `labeled`.
-        sources: the files that decide the split, `labeled`'s first, and their `sed.data.splits.file_hash`.
-        fold: which split, or the seed of another project's.
-        percent: share that was asked for.
-        count: number of images, in all or of each class, that was asked for.
+        labeled: the json of the labelled images and of the test images.
+        unlabeled: the json of the unlabelled images; may be the same. Categories are those of `labeled`.
+        sources: the files that the split depends on, that of `labeled` first -> their `sed.data.splits.file_hash`.
+        fold: which split; for another project's convention its seed.
+        percent: the share that was requested.
+        count: the number of images, in all or of each class, that was requested.
 
     Returns:
         The manifest.
@@ -125,7 +125,7 @@ def write_split(
 
 
 def _records(content: Content) -> list[Record]:
-    """What the manifest needs of every image: its id, and classes and crowds of its annotations."""
+    """The records for the manifest: image ids, and classes and crowds of annotations."""
     classes = {c: index for index, c in enumerate(sorted(category["id"] for category in content["categories"]))}
     records = {image["id"]: {"image_id": image["id"], "annotations": []} for image in content["images"]}
     for a in content.get("annotations", ()):

@@ -1,8 +1,8 @@
-"""Labelled and unlabelled parts of one data set, and the manifest that records them.
+"""Splits a data set into labelled and unlabelled images, and writes the manifest that records the split.
 
-A split depends only on the image ids and the fold: images are ordered by a hash of (fold, id) and the first
-ones are labelled. So it is drawn without replacement, is the same on every machine and numpy version, does
-not depend on the order of the json, and the 1 % of a fold lies within its 5 %, which lies within its 10 %.
+A split depends only on the image ids and the fold: images are ordered by a hash of (fold, id), and the first ones are
+labelled. So it is drawn without replacement, is the same on every machine and with every version of numpy, does not
+depend on the order of the json, and the 1 % of a fold is part of its 5 %, which is part of its 10 %.
 Splits of other projects and of other protocols are in `sed.data.protocols`.
 """
 
@@ -27,20 +27,19 @@ VERSION = 1  # of the manifest's format; files of the same version may have furt
 def split(
     records: Sequence[Record], percent: float = 0.0, count: int = 0, fold: int = 0
 ) -> tuple[list[Record], list[Record]]:
-    """Divide records into labelled ones and unlabelled ones, whose annotations are taken away.
+    """Divide records into labelled ones, and unlabelled ones without their annotations.
 
     Args:
         records: all of them, labelled.
         percent: share of labelled images in (0, 100], rounded down (10 % of 118287 is 11828).
-        count: the same as a number of images; exactly one of the two is given.
+        count: the same as a number of images; exactly one of the two must be given.
         fold: which split.
 
     Returns:
         (labelled, unlabelled), each in the order of `records`; the second is empty at 100 %.
 
     Raises:
-        DataError: if both or neither of percent and count are given, or none or more than all would be
-            labelled.
+        DataError: if both or neither of percent and count are given, or no image or more than all would be labelled.
     """
     if (percent > 0) == (count > 0):
         raise DataError(
@@ -95,16 +94,16 @@ def write_manifest(
     convention: str = "",
     details: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write down which images are labelled, so that a run can be repeated and compared (atomic).
+    """Write a manifest of which images are labelled, so that a run can be repeated and compared (atomic).
 
     Args:
         path: the file.
         labeled: records with annotations whose category_id is an index into `classes`.
         unlabeled: records; only their ids are used.
         classes: names.
-        source: what was divided.
-        fold: which split; other conventions: their seed.
-        percent: share that was asked for; 0: none was.
+        source: the data set that was divided.
+        fold: which split; in other conventions their seed.
+        percent: the share that was requested; 0: none was.
         count: the same as a number of images.
         convention: how the images were chosen; "": "sed" for a percent or count, else "given".
         details: further fields, see `sed.data.protocols`.
@@ -153,7 +152,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
 
 
 def check_manifest(path: str | Path, labeled: Sequence[Record], unlabeled: Sequence[Record] | None = None) -> None:
-    """Raise DataError unless the images are those that the manifest names."""
+    """Raise DataError unless the images are those of the manifest."""
     content = read_manifest(path)
     for kind, records in (("labeled", labeled), ("unlabeled", unlabeled)):
         if records is not None and content[f"{kind}_sha256"] != id_hash(records):

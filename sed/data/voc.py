@@ -1,13 +1,13 @@
-"""Pascal VOC folders as records; they are laid out as the devkit and Detectron2 have them.
+"""Reads Pascal VOC folders, in the layout of the devkit and of Detectron2.
 
     VOC2007/ImageSets/Main/trainval.txt     one image id a line
     VOC2007/Annotations/<id>.xml
     VOC2007/JPEGImages/<id>.jpg
 
-Boxes, class order and image ids are Detectron2's (`load_voc_instances`): VOC counts pixels from 1 with both ends
-included, so that (xmin, ymin) lose 1 and (xmax, ymax) stay. Ids are the file names, unique over the years ("000005",
-"2008_000008"). Objects marked difficult are kept and trained on, as Detectron2 does it, with "difficult": 1 in the
-annotation for the evaluation by VOC's own rules (`sed.evaluation.voc`).
+Boxes, class order and image ids are those of Detectron2 (`load_voc_instances`). VOC counts pixels from 1 with both ends
+included, so that 1 is subtracted from (xmin, ymin) and not from (xmax, ymax). Ids are the file names, unique over the
+years ("000005", "2008_000008"). Objects marked difficult are trained on, as in Detectron2; their annotations have
+"difficult": 1, for the evaluation by VOC's own rules (`sed.evaluation.voc`).
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ def load_voc(
         split: a file of ImageSets/Main without its ".txt".
         classes: in the order of their indices.
         labeled: False opens no annotation file at all: sizes are read from the images' headers.
-        name: what the user called it.
+        name: of the data set; "": made from folder and split.
 
     Returns:
         Records in the split's order; each annotation also has "difficult": 0 | 1.
 
     Raises:
-        DataError: for whatever is missing or cannot be read, an unknown class, a box that is none; also for a labelled
-            split without any usable box. Boxes without size or outside their image are dropped, counted and reported.
+        DataError: for a missing or unreadable file, an unknown class, a box without its four numbers, and a labelled
+            split without any usable box. Boxes of zero size or outside their image are dropped, with one warning.
     """
     folder, images = Path(folder), Path(folder) / "JPEGImages"
     listing = folder / "ImageSets" / "Main" / f"{split}.txt"

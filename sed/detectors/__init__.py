@@ -1,6 +1,6 @@
-"""Detectors behind one interface (`base.Detector`). `wrap(model)` takes one built by torchvision or transformers.
+"""Detectors behind one interface, `Detector`; `wrap(model)` makes one of a torchvision or transformers model.
 
-Names are imported when they are asked for: a missing framework harms only who uses it.
+Names are imported on first use, so that a framework need not be installed unless it is used.
 """
 
 from importlib import import_module

@@ -1,7 +1,7 @@
 """Backbones with a feature pyramid, assembled from torchvision's own blocks.
 
-`resnet_fpn` is the paper's (ResNet-18 or 50, P2-P6 or P3-P7); `small_fpn` is the from-scratch backbone of the digits
-benchmark: basic blocks of 32-64-96-128 channels behind a stem of 16, P2-P5.
+`resnet_fpn` is the paper's (ResNet-18 or 50, P2-P6 or P3-P7); `SmallFPN` is the from-scratch backbone of the digits
+benchmark (docs/method.md 12): basic blocks of 32-64-96-128 channels behind a stem of 16, P2-P5.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
 def norm_layer(kind: str) -> Callable[[int], nn.Module]:
-    """Channels -> normalisation layer, for kind "FrozenBN" (the paper's), "BN" or "GN" (from scratch)."""
+    """A function channels -> normalisation layer: "FrozenBN" (docs/method.md 9), "BN" or "GN" (from scratch)."""
     layers: dict[str, Callable[[int], nn.Module]] = {
         "FrozenBN": FrozenBatchNorm2d,
         "BN": nn.BatchNorm2d,

@@ -1,7 +1,7 @@
-"""The Detector interface: all that methods and evaluation ever see of a model.
+"""The Detector interface: all that methods and evaluation use of a model.
 
-A detector takes images in the one convention of `sed.core.structures` and answers in it. Every framework's own
-conventions (channel order, pixel range, where the background class sits, box format) stop inside its adapter.
+A detector takes images in the convention of `sed.core.structures` and returns predictions in it. The conventions of the
+frameworks (channel order, pixel range, index of the background class, box format) stay inside their adapters.
 
 | framework   | pixels        | boxes                 | background / "no object" |
 | ---         | ---           | ---                   | ---                      |
@@ -40,11 +40,11 @@ Head = Literal["dense", "region", "query"]
 
 @dataclass(frozen=True)
 class Features:
-    """One backbone pass over one view: the maps (finest first) and the images' geometry.
+    """The result of one backbone pass over one view: the feature maps, finest first, and the images they come from.
 
     Attributes:
         maps: name -> [N, channels, rows, columns].
-        images: the normalised, padded input that the maps come from.
+        images: the normalised and padded input.
     """
 
     maps: dict[str, Tensor]
@@ -52,19 +52,19 @@ class Features:
 
 
 def normalize(images: Images, mean: Tensor, std: Tensor, inside: Tensor | None = None) -> Tensor:
-    """(pixels - mean) / std, and exactly 0 on the padding, as both frameworks have it.
+    """(pixels - mean) / std, and exactly 0 on the padding, as in torchvision and Detectron2: [N, 3, H, W].
 
     Args:
         images: N images.
-        mean: broadcastable to [N, 3, H, W], in the order and range of the pixels.
+        mean: broadcastable to [N, 3, H, W], in the channel order and range of the pixels.
         std: likewise.
-        inside: `valid_pixels` of the images, where it is there already.
+        inside: `valid_pixels` of the images, if already computed.
     """
     return (images.tensor - mean) / std * (valid_pixels(images) if inside is None else inside)
 
 
 def valid_pixels(images: Images) -> Tensor:
-    """Which pixels belong to the images and not to their padding: [N, 1, H, W] bool."""
+    """[N, 1, H, W] bool: True where a pixel belongs to an image, False on its padding."""
     device = images.tensor.device
     height, width = images.padded_size
     rows = torch.arange(height, device=device).view(1, 1, -1, 1)
@@ -81,13 +81,16 @@ def check_sides(images: Images, size_divisibility: int) -> None:
 
 
 class Detector(nn.Module, ABC):
-    """A trainable detector.
+    """A trainable detector with one or more of the heads "dense", "region" and "query".
+
+    A one-stage detector has a dense head (RetinaNet), a two-stage one a dense (RPN) and a region head (Faster R-CNN), a
+    member of the DETR family a query head.
 
     Attributes:
-        heads: which of {"dense", "region", "query"} this detector answers for.
+        heads: the heads that it has; the methods below that belong to another head raise TypeError.
         num_classes: K.
         size_divisibility: the largest stride; `encode` needs sides that it divides (use `Images.pad_to_multiple`).
-        box_coder_weights: of the dense and the region head, the weights of its deltas (dx, dy, log w, log h).
+        box_coder_weights: head -> the weights of its deltas (dx, dy, log w, log h), for "dense" and "region".
     """
 
     heads: frozenset[Head]
@@ -99,7 +102,7 @@ class Detector(nn.Module, ABC):
 
     @abstractmethod
     def supervised_losses(self, batch: LabeledBatch) -> dict[str, Tensor]:
-        """The stock model's own training losses (call in train mode).
+        """The model's own training losses, as its framework computes them (call in train mode).
 
         Returns:
             Scalars named `<head>_cls` and `<head>_box`, for each of `heads`.
@@ -107,14 +110,18 @@ class Detector(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, images: Images) -> Features:
-        """Run the backbone, once a view. Sides of `images` must be multiples of `size_divisibility`."""
+        """The features of one view: one pass of the backbone.
+
+        Raises:
+            ValueError: unless `size_divisibility` divides the padded sides.
+        """
 
     @abstractmethod
     def detect(self, images: Images) -> list[Detections]:
-        """Final detections of each image after NMS, in the frame of `images` (call in eval mode)."""
+        """Final detections of each image, after NMS (but for queries), in pixels of `images` (call in eval mode)."""
 
     def dense(self, features: Features) -> DensePrediction:
-        """The dense head's prediction of every anchor."""
+        """The dense head's predictions of all anchors."""
         raise self._no_head("dense")
 
     def propose(self, features: Features, dense: DensePrediction, limit: int) -> list[Tensor]:
@@ -122,33 +129,33 @@ class Detector(nn.Module, ABC):
         raise self._no_head("region")
 
     def detect_from(self, features: Features, proposals: Sequence[Tensor]) -> list[Detections]:
-        """The second half of a two-stage detector's `detect`: after `encode` and `propose`, of all proposals."""
+        """Final detections from given features and proposals: the rest of `detect` in a two-stage detector."""
         raise self._no_head("region")
 
     def proposal_losses(self, features: Features, targets: Sequence[Targets]) -> tuple[dict[str, Tensor], list[Tensor]]:
-        """The first half of a two-stage detector's own training step (in train mode).
+        """The RPN's losses and proposals in a two-stage detector's own training step (call in train mode).
 
         Args:
             features: of N images.
-            targets: of these images.
+            targets: ground truth of these images.
 
         Returns:
-            The stock losses of the dense head, "dense_cls" and "dense_box"; and the proposals of each image after NMS,
-            best first: N tensors [P_i, 4], no gradient.
+            The model's own losses "dense_cls" and "dense_box"; and the proposals of each image after NMS, best first: N
+            tensors [P_i, 4], no gradient.
         """
         raise self._no_head("region")
 
     def regions(self, features: Features, proposals: Sequence[Tensor]) -> RegionPrediction:
-        """The region head's prediction of given boxes, one tensor [P_i, 4] an image; P_i may be 0."""
+        """The region head's predictions of given boxes, one tensor [P_i, 4] an image; P_i may be 0."""
         raise self._no_head("region")
 
     def queries(self, features: Features) -> QueryPrediction:
-        """What every query of the last decoder layer says."""
+        """The predictions of all queries of the last decoder layer."""
         raise self._no_head("query")
 
     @abstractmethod
     def plain_state_dict(self) -> dict[str, Tensor]:
-        """The weights under the stock framework's own names: it loads them without this project."""
+        """The weights under the framework's own names, so that it loads them without this project."""
 
     def _no_head(self, head: Head) -> TypeError:
         return TypeError(f"{type(self).__name__} has no {head} head; its heads are {sorted(self.heads)}")

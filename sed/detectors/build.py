@@ -1,4 +1,4 @@
-"""Detectors by name and numbers, for the entry scripts; ready-built models go through `wrap` instead."""
+"""Builds a torchvision detector from a `DetectorSpec`; `wrap` makes a `Detector` of a ready-built model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sed.detectors.torchvision_models import TorchvisionDetector, TorchvisionRCN
 from sed.options.model import ModelOptions
 from sed.options.solver import Test
 
-_M = ModelOptions()  # the one home of these defaults
+_M = ModelOptions()  # the defaults below are its
 
 
 def _tuples(rows: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:
@@ -27,7 +27,7 @@ def _tuples(rows: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:
 
 @dataclass(frozen=True)
 class DetectorSpec:
-    """Everything that tells one detector from another; the defaults are the paper's Faster R-CNN R50-FPN.
+    """All parameters of a torchvision detector; the defaults are the paper's Faster R-CNN R50-FPN.
 
     Attributes:
         architecture: "rcnn" or "retinanet".
@@ -42,16 +42,16 @@ class DetectorSpec:
         pixel_mean: RGB, 0..255.
         pixel_std: RGB, 0..255.
         rpn_topk: proposals kept (before NMS in training, in testing, after NMS in training, in testing).
-        rpn_nms: IoU above which the RPN's weaker proposal goes.
+        rpn_nms: IoU above which the weaker of two proposals is dropped.
         rpn_batch: anchors sampled an image for the supervised RPN loss.
         region_batch: proposals sampled an image for the supervised region loss.
         fc_dim: width of the region head's two layers.
         pool_resolution: side of RoIAlign's grid.
         pool_sampling: sampling points a bin and axis.
         score_threshold: detections below it are dropped.
-        nms_threshold: IoU above which the weaker detection of a class goes.
-        detections: kept an image.
-        dense_topk: candidates a level of a one-stage detector before NMS.
+        nms_threshold: IoU above which the weaker of two detections of a class is dropped.
+        detections: the number kept of an image.
+        dense_topk: of a one-stage detector, the candidates of a level before NMS.
     """
 
     architecture: str = "rcnn"
@@ -84,12 +84,13 @@ class DetectorSpec:
 
 
 def wrap(model: nn.Module) -> Detector:
-    """A ready-built detection model of torchvision or of transformers as a `Detector`, in one line.
+    """A `Detector` of a ready-built detection model of torchvision or transformers.
 
-    A model of transformers is taken to want ImageNet's mean and std; another one: `QueryDetector(model, mean, std)`.
+    A model of transformers gets pixels normalised by ImageNet's mean and std; for others: `QueryDetector(model, mean,
+    std)`.
 
     Raises:
-        TypeError: for a model that is neither; the message says what a detector of transformers would have.
+        TypeError: for any other model; the message names what it lacks.
     """
     if isinstance(model, FasterRCNN):
         return TorchvisionRCNN(model)

@@ -1,10 +1,10 @@
-"""The DETR family of Hugging Face `transformers` behind the `Detector` interface: one adapter for all of them.
+"""The DETR family of Hugging Face `transformers` behind the `Detector` interface: one adapter for all members.
 
-Nothing of theirs is rewritten: the network, the supervised loss with its own matching, and the parts of a loss are the
-model's. What this file adds is the convention and the view of a model as a set of queries. It asks nothing of the
-model's class, only that it behaves as a `*ForObjectDetection` does; `QueryDetector` finds out when it is made.
+The network and the supervised loss with its own matching are the model's; this file only converts to and from the
+convention of `sed.core.structures`. The model may be of any class that takes the inputs and gives the outputs of a
+`*ForObjectDetection` of transformers; `QueryDetector` checks that when it is made.
 
-| here                    | transformers                                                            |
+| sed.core.structures     | transformers                                                            |
 | ---                     | ---                                                                     |
 | boxes xyxy, pixels      | (cx, cy, w, h) as fractions of the frame                                |
 | the frame               | the image where the model reads `pixel_mask`, else the padded tensor    |
@@ -34,17 +34,17 @@ from sed.options.solver import Test
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB, 0..255
 IMAGENET_STD = (58.395, 57.12, 57.375)
-PROBE = 384  # pixels; at stride 16 that makes 576 tokens, enough for the 300 queries of the published models
-CLASSIFICATION = ("loss_ce", "loss_vfl", "loss_mal", "loss_focal", "loss_bce")  # the library's names; the rest: boxes
+PROBE = 384  # side of the test image, pixels; at stride 16 it has 576 places, enough for the usual 300 queries
+CLASSIFICATION = ("loss_ce", "loss_vfl", "loss_mal", "loss_focal", "loss_bce")  # of transformers; the rest: boxes
 
 
 class NotADetrError(TypeError):
-    """A model that does not behave as the detectors of `transformers` do; the message says what it lacks."""
+    """A model without the inputs and outputs of the detectors of `transformers`; the message names what it lacks."""
 
 
 @dataclass(frozen=True)
 class QueryFeatures(Features):
-    """A pass over one view. The family has no common door between backbone and heads, so it is the whole network."""
+    """The result of one pass of the whole network over one view: the family has no common cut behind the backbone."""
 
     prediction: QueryPrediction
 
@@ -53,21 +53,21 @@ class QueryDetector(Detector):
     """A ready-built `transformers` detection model as a `Detector` with the head "query".
 
     Args:
-        model: its class may be any; it stays the owner of every weight.
-        pixel_mean: RGB, 0..255; RT-DETR and its kin want (0, 0, 0).
-        pixel_std: RGB, 0..255; there (255, 255, 255).
-        detections: kept an image; there is no NMS in this family.
+        model: of any class; it holds all weights.
+        pixel_mean: RGB, 0..255; RT-DETR and its descendants use (0, 0, 0).
+        pixel_std: RGB, 0..255; RT-DETR and its descendants use (255, 255, 255).
+        detections: the number kept of an image; this family has no NMS.
 
     Attributes:
-        num_queries: Q, in eval mode. Group DETR has more in training; the first Q are the ones that it answers with.
-        reads_mask: whether the model looks at `pixel_mask`. One that does not sees padding as black picture and
-            measures boxes in the padded tensor: give it images of one size. One that does measures them in the image;
-            behind a convolutional backbone padding then changes nothing, but a ViT sees it, and so do queries that
-            are chosen among places (two-stage Deformable DETR, RF-DETR).
-        any_size: whether it takes images as they come, neither padded to a multiple nor stretched to squares.
+        num_queries: Q, in eval mode. Group DETR has more in training; its predictions are those of the first Q.
+        reads_mask: whether the model uses `pixel_mask`. Without it the model takes padding for black pixels, and its
+            boxes are fractions of the padded tensor: use images of one size. With it boxes are fractions of the image.
+            Padding then changes nothing behind a convolutional backbone; it does with a ViT, and where queries are
+            selected from the encoder's locations (two-stage Deformable DETR, RF-DETR).
+        any_size: whether the model takes images of any size, neither padded to a multiple nor stretched to squares.
 
     Raises:
-        NotADetrError: for a model that lacks an input or an output; all that is missing is named at once.
+        NotADetrError: for a model that lacks an input or an output; the message names all that it lacks.
     """
 
     heads = frozenset({"query"})
@@ -107,22 +107,23 @@ class QueryDetector(Detector):
         return features.prediction
 
     def supervised_losses(self, batch: LabeledBatch) -> dict[str, Tensor]:
-        """See `Detector.supervised_losses`; the sum is the library's own loss. Needs gradients to be enabled.
+        """See `Detector.supervised_losses`; the sum is the library's own loss. Gradients must be enabled.
 
-        The library weighs its parts inside: the weight of a part is the derivative of the loss by that part.
+        The library weights the parts of its loss internally; the weight of a part is the derivative of the loss with
+        respect to it.
         """
         images = batch.images.pad_to_multiple(self.size_divisibility)
         _, output = self._run(images, self._labels(batch.targets, images))
         classes = _class_loss(output)
-        if classes is None:  # nothing of it is trained
+        if classes is None:  # no part of it has a gradient
             classes = output.loss.new_zeros(())
         return {"query_cls": classes, "query_box": output.loss - classes}
 
     @torch.no_grad()
     def detect(self, images: Images) -> list[Detections]:
-        """See `Detector.detect`: the best `detections` of all queries, as the library's own post-processing.
+        """See `Detector.detect`: the best `detections` of all queries, as in the library's own post-processing.
 
-        Softmax: a query has its best class; sigmoid: each class of a query stands for itself.
+        Softmax: a query is one detection, of its best class. Sigmoid: each class of a query is one.
         """
         images = images.pad_to_multiple(self.size_divisibility)
         prediction = self.encode(images).prediction
@@ -148,7 +149,7 @@ class QueryDetector(Detector):
         return self.model.state_dict()
 
     def _run(self, images: Images, labels: list[dict[str, Tensor]] | None = None) -> tuple[Tensor, Any]:
-        """The normalised pixels and the model's output."""
+        """The normalised pixels [N, 3, H, W] and the model's output for them."""
         inside = valid_pixels(images)  # [N, 1, H, W]
         pixels = normalize(images, self.pixel_mean, self.pixel_std, inside)
         try:
@@ -163,7 +164,7 @@ class QueryDetector(Detector):
             ) from error
 
     def _frames(self, images: Images, device: torch.device) -> Tensor:
-        """(width, height, width, height) [N, 4] of what the model's fractions refer to, in pixels."""
+        """(width, height, width, height) [N, 4], in pixels, of the frame that box coordinates are fractions of."""
         sizes: Sequence[Size] = images.sizes if self.reads_mask else [images.padded_size] * len(images)
         return torch.tensor([(w, h, w, h) for h, w in sizes], dtype=torch.float32).to(device, non_blocking=True)
 
@@ -179,7 +180,7 @@ class QueryDetector(Detector):
 
 @dataclass(frozen=True)
 class Traits:
-    """What a model shows of itself."""
+    """Properties of a model, found by running it."""
 
     num_classes: int
     num_queries: int
@@ -197,7 +198,7 @@ def _call(model: nn.Module, pixels: Tensor, mask: Tensor, labels: list[dict[str,
 
 
 def _class_loss(output: Any) -> Tensor | None:
-    """What of `output.loss` is about classes; None where `loss_dict` holds nothing of it that has a gradient."""
+    """The classification part of `output.loss`; None where `loss_dict` has no such part with a gradient."""
     parts = [
         value
         for name, value in output.loss_dict.items()
@@ -209,10 +210,10 @@ def _class_loss(output: Any) -> Tensor | None:
 
 
 def _probe(model: nn.Module, size_divisibility: int, device: torch.device) -> Traits:
-    """Run `model` on a made-up picture: whole, with half of it masked, and in train mode with a box to learn.
+    """Find the properties of `model` by running it on a test image: whole, half masked, and in train mode with a box.
 
     Raises:
-        NotADetrError: names all that is missing at once.
+        NotADetrError: where an input or an output is missing; the message names all that are.
     """
     known = inspect.signature(model.forward).parameters
     lacks = [f"an argument {name} of forward" for name in ("pixel_values", "labels") if name not in known]
@@ -239,7 +240,7 @@ def _probe(model: nn.Module, size_divisibility: int, device: torch.device) -> Tr
                 inputs += " and labels [{class_labels [G], boxes [G, 4]}] in train mode"
                 with torch.enable_grad():
                     lacks += _missing_losses(_call(model.train(), pixels, mask, labels))
-    except Exception as error:  # whatever a stranger's forward raises
+    except Exception as error:  # the forward of any class may raise anything
         cause = error
         lacks.append(f"a forward that takes {inputs} ({type(error).__name__}: {error})")
     if lacks:
@@ -253,7 +254,7 @@ def _probe(model: nn.Module, size_divisibility: int, device: torch.device) -> Tr
 
 @contextmanager
 def _untouched(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """What runs inside leaves the flags and buffers of `model` and the random numbers as they were."""
+    """A context after which the training flags and buffers of `model` and the random state are as before."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -295,9 +296,10 @@ def _missing_losses(output: Any) -> list[str]:
 
 
 def _size_divisibility(config: Any) -> tuple[int, bool]:
-    """What sides must be multiples of, and whether the model insists on it whoever calls it.
+    """The number that must divide the sides of images, and whether the model itself fails otherwise.
 
-    For a plain ViT the patch times the windows a side, and it does; else 32, the stride of the published backbones.
+    A plain ViT: patch size times windows a side, and it fails otherwise. Else 32, the stride of the published
+    backbones.
     """
     vit = getattr(config, "backbone_config", None) or config
     patch = getattr(vit, "patch_size", None)

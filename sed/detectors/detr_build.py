@@ -1,7 +1,7 @@
-"""Detectors of the DETR family by name, and their pretrained weights.
+"""Builds detectors of the DETR family from a config of `transformers`, and loads their pretrained weights.
 
-A model is described as `transformers` itself describes it, by a config.json: a file, a folder that holds one, or a name
-on the Hugging Face hub. The class follows from its `model_type`, so every member of the family is there.
+The config is a config.json file, a folder that holds one, or a name on the Hugging Face hub. The model's class follows
+from its `model_type`, so that every member of the family can be built.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sed.options.solver import Test
 
 log = logging.getLogger(__name__)
 CONFIG_KEY = "MODEL.DETR.CONFIG"
-# transformers' `resnet`, as (layer_type, depths) -> the ResNet of torchvision that it is, and its names there
+# transformers' `resnet` by (layer_type, depths) -> depth of the equal ResNet of torchvision; and how its names map
 RESNETS = {("bottleneck", (3, 4, 6, 3)): 50, ("basic", (2, 2, 2, 2)): 18}
 TORCHVISION_NAMES = (
     (r"^conv1\.", "embedder.embedder.convolution."),
@@ -44,7 +44,7 @@ def build_detr(
     detections: int = Test.detections_per_image,
     freeze_at: int = Backbone.freeze_at,
 ) -> QueryDetector:
-    """A detector of the family with fresh weights: `build_model` in its adapter.
+    """A `QueryDetector` with fresh weights, of the model that `source` describes.
 
     Args:
         source: see `build_model`, as `num_classes` and `freeze_at`.
@@ -66,9 +66,9 @@ def build_model(source: str, num_classes: int, freeze_at: int = Backbone.freeze_
 
     Args:
         source: a config.json, a folder with one, or a name on the hub.
-        num_classes: K; the config's own number gives way to it.
-        freeze_at: of a ResNet (model_type resnet): 0 nothing, 1 the stem, 2 the stem and the first stage, ... Other
-            backbones are as transformers leaves them.
+        num_classes: K; it replaces the number of the config.
+        freeze_at: of a ResNet (model_type resnet): 0 freezes nothing, 1 the stem, 2 the stem and the first stage, ...
+            Other backbones keep what transformers freezes.
 
     Raises:
         ValueError: for a source that cannot be read, or is not the config of a detector.
@@ -79,7 +79,7 @@ def build_model(source: str, num_classes: int, freeze_at: int = Backbone.freeze_
     if config.num_labels != num_classes:
         config.num_labels = num_classes
     for name, value in (("anchor_image_size", None), ("use_pretrained_backbone", False)):
-        if getattr(config, name, None):  # RT-DETR: anchors of one input size only; a download that nobody asked for
+        if getattr(config, name, None):  # RT-DETR: anchors for one input size only; no download of backbone weights
             setattr(config, name, value)
     try:
         model = AutoModelForObjectDetection.from_config(config)
@@ -90,10 +90,10 @@ def build_model(source: str, num_classes: int, freeze_at: int = Backbone.freeze_
 
 
 def _freeze(model: nn.Module, freeze_at: int) -> None:
-    """Train a ResNet from stage `freeze_at` on.
+    """Freeze the stem and stages of a ResNet up to `freeze_at`, and train the others.
 
-    transformers 4.57 to 5.23 means to leave three stages trainable and freezes them all: it looks for "stage.1" in
-    names that have "stages.1".
+    transformers 4.57 to 5.23 freezes all stages where it is meant to leave three trainable: it looks for "stage.1" in
+    names that contain "stages.1".
     """
     for backbone in _resnets(model):
         for name, parameter in backbone.named_parameters():
@@ -109,7 +109,7 @@ def read_config(source: str) -> Any:
     """The `transformers` config of a file, a folder or a name on the hub.
 
     Raises:
-        ValueError: where there is none, or it cannot be read; offline, where the name is not cached.
+        ValueError: for a missing or unreadable config; offline, for a name that is not in the cache.
     """
     from transformers import AutoConfig
 
@@ -134,16 +134,16 @@ def read_config(source: str) -> Any:
 
 # ---------------------------------------------------------------------------------------------- weights
 def load_detr_weights(detector: QueryDetector, weights: str, source: str) -> None:
-    """Initialise `detector` in place.
+    """Load the weights that MODEL.WEIGHTS names into `detector`, in place.
 
     Args:
-        detector: what `build_detr` made of `source`.
-        weights: "" (nothing), "imagenet" (torchvision's file into a ResNet backbone), "coco" (the weights that `source`
+        detector: built by `build_detr` from `source`.
+        weights: "" (none), "imagenet" (torchvision's file into a ResNet backbone), "coco" (the weights that `source`
             itself holds), a folder of transformers, or a file as `Detector.plain_state_dict` names it.
         source: MODEL.DETR.CONFIG.
 
     Raises:
-        WeightsError: weights that cannot be had, do not fit, or were trained with other pixels.
+        WeightsError: for weights that cannot be loaded, do not fit, or were trained with other mean and std of pixels.
     """
     if not weights:
         return
@@ -184,7 +184,7 @@ def _load_folder(detector: QueryDetector, source: str) -> None:
                 source, config=detector.model.config, ignore_mismatched_sizes=True, output_loading_info=True
             )
     except (OSError, ValueError, RuntimeError) as error:
-        raise WeightsError(f"MODEL.WEIGHTS: the weights of {source} cannot be had: {error}") from None
+        raise WeightsError(f"MODEL.WEIGHTS: the weights of {source} cannot be loaded: {error}") from None
     fresh = {str(row[0]) for row in found["mismatched_keys"]}
     missing = sorted(set(found["missing_keys"]) - fresh)
     if missing:
@@ -197,12 +197,12 @@ def _load_folder(detector: QueryDetector, source: str) -> None:
 
 
 def _compare_pixels(detector: QueryDetector, source: str) -> None:
-    """Raise WeightsError where `source` says that it was trained with another mean and std."""
+    """Raise WeightsError where the image processor of `source` has another mean and std of pixels."""
     from transformers import AutoImageProcessor
 
     try:
         own = AutoImageProcessor.from_pretrained(source)
-    except (OSError, ValueError):  # it does not say
+    except (OSError, ValueError):  # it has no processor
         return
     scale = 255.0 if own.do_rescale else 1.0
     mean = [v * scale for v in own.image_mean] if own.do_normalize else [0.0] * 3
@@ -210,8 +210,8 @@ def _compare_pixels(detector: QueryDetector, source: str) -> None:
     here = torch.cat([detector.pixel_mean.flatten(), detector.pixel_std.flatten()]).cpu()
     if not torch.allclose(here, torch.tensor(mean + std), atol=0.01):
         raise WeightsError(
-            f"{source} was trained with other pixels; set MODEL.PIXEL_MEAN {[round(v, 3) for v in mean]} "
-            f"MODEL.PIXEL_STD {[round(v, 3) for v in std]}"
+            f"{source} was trained with another mean and std of pixels; set MODEL.PIXEL_MEAN "
+            f"{[round(v, 3) for v in mean]} MODEL.PIXEL_STD {[round(v, 3) for v in std]}"
         )
 
 

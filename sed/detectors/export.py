@@ -1,4 +1,4 @@
-"""What a trained detector leaves for its stock framework beside plain weights: for the DETR family a folder."""
+"""Exports a trained detector of the DETR family as a folder that `transformers` loads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sed.detectors.weights import no_progress_bars
 
 
 def save_stock(detector: Detector, folder: Path, classes: Sequence[str], size: tuple[int, int]) -> bool:
-    """Write a folder from which the stock framework builds and loads the model, where it has such a format.
+    """Write a folder from which the detector's own framework builds and loads it, where it has such a format.
 
     Args:
         detector: the teacher.
@@ -23,8 +23,8 @@ def save_stock(detector: Detector, folder: Path, classes: Sequence[str], size: t
         size: (short side, longest side) of test images, pixels.
 
     Returns:
-        Whether there is one: for the DETR family, for `from_pretrained` and `pipeline("object-detection")` of
-        transformers. torchvision and Detectron2 load `Detector.plain_state_dict` as it is.
+        Whether a folder was written: yes for the DETR family (`from_pretrained` and `pipeline("object-detection")` of
+        transformers load it); torchvision and Detectron2 load `Detector.plain_state_dict` as it is.
     """
     if not isinstance(detector, QueryDetector):
         return False
@@ -39,7 +39,7 @@ def save_pretrained(detector: QueryDetector, folder: Path, classes: Sequence[str
         detector: the teacher.
         folder: replaced where it exists, but only once the new one is complete.
         classes: K names.
-        size: (short side, longest side) of test images. Models that cannot take `any_size` get squares.
+        size: (short side, longest side) of test images, pixels. A model without `any_size` gets squares.
     """
     model, fresh = detector.model, folder.with_name(folder.name + ".new")
     model.config.id2label = dict(enumerate(classes))
@@ -62,7 +62,7 @@ def save_pretrained(detector: QueryDetector, folder: Path, classes: Sequence[str
 
 
 def _processor_class(detector: QueryDetector) -> Any:
-    """The image processor that transformers names for the model, or that of its kin where it names none."""
+    """The image processor that transformers has for the model's kind, or that of DETR or RT-DETR where it has none."""
     import transformers
     from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 

@@ -1,7 +1,7 @@
-"""Pretrained weights: torchvision's own enums by name, or any local file.
+"""Loads pretrained weights into torchvision's detectors: those that torchvision publishes, or a local file.
 
 A file may hold a detector or a backbone alone, bare or under "model" / "state_dict" / "teacher" / "student". It is
-read with `weights_only=True`: a file from someone else runs no code.
+read with `weights_only=True`, so that it cannot run code.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ logger = logging.getLogger(__name__)
 
 
 class WeightsError(RuntimeError):
-    """Weights that cannot be had or do not fit; the message says what to set."""
+    """Weights that cannot be found, read or used in the detector; the message names the key to set."""
 
 
 def load_pretrained(detector: TorchvisionDetector, weights: str, depth: int = 50) -> None:
-    """Initialise `detector` in place.
+    """Load the weights that MODEL.WEIGHTS names into `detector`, in place.
 
     Args:
-        detector: what `build_detector` or `wrap` made.
-        weights: "" (nothing), "imagenet" (the ResNet), "coco" (the whole detector) or a local file.
+        detector: of `build_detector` or `wrap`.
+        weights: "" (none), "imagenet" (the ResNet), "coco" (the whole detector) or a local file.
         depth: of the ResNet, for "imagenet".
 
     Raises:
-        WeightsError: offline and not cached; no such file; a file that fits neither detector nor backbone.
+        WeightsError: offline and not in the cache; no such file; a file that fits neither detector nor backbone.
     """
     if not weights:
         return
@@ -67,7 +67,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a weights file, by name.
 
     Raises:
-        WeightsError: no such file, not a torch file, or a file without tensors.
+        WeightsError: for a missing file, one that torch cannot read safely, or one without tensors by name.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -90,11 +90,11 @@ def imagenet_resnet(depth: int, names: Sequence[tuple[str, Any]] = (), key: str 
 
     Args:
         depth: 18, 50 or 101.
-        names: (pattern, replacement) pairs for `re.sub`, one after the other: another framework's names.
-        key: the config key that asks for them, for messages.
+        names: (pattern, replacement) pairs for `re.sub`, in this order, that turn the names into another framework's.
+        key: the config key that names the weights, for messages.
 
     Raises:
-        WeightsError: another depth; offline and not cached.
+        WeightsError: for another depth; offline and not in the cache.
     """
     enums = {18: ResNet18_Weights, 50: ResNet50_Weights, 101: ResNet101_Weights}
     if depth not in enums:
@@ -141,7 +141,7 @@ def _load_detector(
         per_class = own[name].shape[0] // outputs
         if rows is not None and len(rows) == outputs and "box_predictor" in name:
             state[name] = state[name].unflatten(0, (-1, per_class))[rows].flatten(0, 1)
-        else:  # other classes than the file's: the classifier starts fresh
+        else:  # other classes than the file's: the classifier keeps its fresh weights
             fresh.append(name)
             state[name] = own[name]
     check_complete(own, state, origin, "detector")
@@ -164,7 +164,7 @@ def check_complete(own: dict[str, Tensor], state: dict[str, Tensor], origin: str
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """Without the progress bars of transformers, a line for every tensor in a log file."""
+    """A context without the progress bars of transformers, which would fill a log file with a line for each tensor."""
     from transformers.utils import logging as theirs
 
     shown = theirs.is_progress_bar_enabled()

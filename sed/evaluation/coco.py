@@ -1,8 +1,9 @@
-"""COCO metrics of a detector, by pycocotools, without a word on stdout.
+"""COCO metrics of a detector, by pycocotools, without its output on stdout.
 
-Everything is compared in the original image's pixels; the ground truth is built in memory from the records. On Pascal
-VOC, whose own metrics stand beside them (`sed.evaluation.voc`), objects marked difficult count here as all others, as
-they do in Detectron2's COCOEvaluator (mmdetection's converter makes crowds of them, which COCO passes over).
+Detections and ground truth are compared in pixels of the original image; the ground truth is made in memory from the
+records. Pascal VOC sets also get VOC's own metrics (`sed.evaluation.voc`). In the COCO metrics, objects marked
+difficult count like all others, as in Detectron2's COCOEvaluator (mmdetection's converter makes them crowds, which COCO
+ignores).
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ def evaluate(
     dataset: Dataset,
     device: torch.device | str,
 ) -> Results:
-    """Detect on this process's share of the test images and score the detections of all processes.
+    """The metrics of a detector: it detects on this process's share of the test images; all processes score together.
 
     Args:
-        detector: on `device`; its training flags are as before afterwards.
-        loader: test batches, such as `sed.data.loaders.test_loader`; one pass.
-        dataset: whose records hold the ground truth of all images.
-        device: where to.
+        detector: on `device`; its training flags are restored afterwards.
+        loader: test batches, such as `sed.data.loaders.test_loader`; iterated once.
+        dataset: its records hold the ground truth of all images.
+        device: of the detector.
 
     Returns:
         AP, AP50, AP75, APs, APm, APl, "AP-<class>" in percent (NaN where there is no ground truth) and
@@ -59,7 +60,7 @@ def evaluate(
 def detect_all(
     detector: Detector, loader: Iterable[tuple[Images, Sequence[ImageInfo]]], device: torch.device | str
 ) -> list[dict[str, Any]]:
-    """Detections of this process's images, in original pixels.
+    """Detections in this process's images, in pixels of the original images.
 
     Returns:
         One dict a detection: image_id, category (contiguous), bbox [x, y, w, h], score.
@@ -103,8 +104,8 @@ def to_coco_results(found: Sequence[dict[str, Any]], dataset: Dataset) -> list[d
 def score(found: Sequence[dict[str, Any]], dataset: Dataset) -> Results:
     """Metrics of detections (see `evaluate`) against the records of `dataset`.
 
-    Ids are renumbered inside, so that an id may be any number or text; in their order, which decides among detections
-    of equal score, as pycocotools does it with the ids themselves.
+    Image ids may be numbers or texts: they are renumbered in their order, which decides among detections of equal
+    score, as pycocotools does with the ids themselves.
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -123,7 +124,7 @@ def score(found: Sequence[dict[str, Any]], dataset: Dataset) -> Results:
         for record in dataset.records
         for a in record["annotations"]
     ]
-    guesses = [
+    predicted = [
         {
             "image_id": number[row["image_id"]],
             "category_id": row["category"],
@@ -136,7 +137,7 @@ def score(found: Sequence[dict[str, Any]], dataset: Dataset) -> Results:
     ]
     with contextlib.redirect_stdout(io.StringIO()):
         sides = []
-        for annotations in (truth, guesses):
+        for annotations in (truth, predicted):
             coco = COCO()
             # ids from 1: COCOeval reads id 0 as "no match"
             rows = [{"id": i, **a} for i, a in enumerate(annotations, start=1)]
@@ -147,14 +148,21 @@ def score(found: Sequence[dict[str, Any]], dataset: Dataset) -> Results:
         run.params.maxDets = [1, 10, _MAX_DETECTIONS]
         run.evaluate()
         run.accumulate()
-    results = _summary(run.eval["precision"], run.params.iouThrs, dataset.classes, guesses)
+    results = _summary(run.eval["precision"], run.params.iouThrs, dataset.classes, predicted)
     return results | (voc_ap50(found, dataset) if is_voc(dataset) else {})
 
 
 def _summary(
-    precision: np.ndarray, ious: np.ndarray, classes: Sequence[str], guesses: Sequence[dict[str, Any]]
+    precision: np.ndarray, ious: np.ndarray, classes: Sequence[str], predicted: Sequence[dict[str, Any]]
 ) -> Results:
-    """`precision` is [IoU thresholds, recalls, classes, areas (all, s, m, l), limits]; -1: no truth."""
+    """The metrics of COCOeval's `precision`.
+
+    Args:
+        precision: [IoU thresholds, recalls, classes, areas (all, s, m, l), limits]; -1: no ground truth.
+        ious: the IoU thresholds.
+        classes: K names.
+        predicted: all detections.
+    """
 
     def ap(part: np.ndarray) -> float:
         part = part[part > -1]
@@ -166,7 +174,7 @@ def _summary(
     results |= {name: ap(p[index, :, :, 0]) for name, index in at.items()}
     results |= {name: ap(p[:, :, :, area]) for area, name in ((1, "APs"), (2, "APm"), (3, "APl"))}
     results |= {f"AP-{name}": ap(p[:, :, k, 0]) for k, name in enumerate(classes)}
-    results["detections"] = float(sum(row["score"] >= _CONFIDENT for row in guesses))
+    results["detections"] = float(sum(row["score"] >= _CONFIDENT for row in predicted))
     return results
 
 
@@ -186,9 +194,9 @@ def _gather(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def format_table(results: dict[str, Results]) -> str:
-    """A small text table: one row for each of `results`, columns AP, AP50, AP75, APs, APm, APl, and VOC's if known.
+    """A text table, a row for each of `results`; columns AP, AP50, AP75, APs, APm, APl, and VOC's if any.
 
-    Rows with "seconds", an image, have a last column of it.
+    If a row has "seconds", the time an image, it is the last column.
     """
     columns = {name: 7 for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")}
     columns |= {name: 12 for name in (VOC07, VOC12) if any(name in row for row in results.values())}

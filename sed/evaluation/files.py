@@ -1,4 +1,4 @@
-"""The files that `tools/predict.py` and `tools/visualize.py` are given: bare images, and a run's weights."""
+"""Reads image files without annotations as test batches, for `tools/predict.py` and `tools/visualize.py`."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from sed.data.records import Record, image_record
 
 
 class TestMapper(Protocol):
-    """What reads and resizes a test image; both engines have one."""
+    """Reads and resizes a test image; each engine has one."""
 
     __test__ = False  # not a pytest class
 
     def test(self, record: Record) -> tuple[Tensor, ImageInfo]:
-        """The image [3, h, w] uint8 RGB that a record names, and what leads back to the file's pixels."""
+        """The image [3, h, w] uint8 RGB of a record, and its `ImageInfo`."""
 
 
 def find_images(inputs: Sequence[str]) -> tuple[Path, list[Path]]:
-    """The image files of folders (at any depth) and single files, each once, and the folder they are all below.
+    """(common folder, image files) of the given folders, at any depth, and single files; each file once.
 
     Raises:
-        DataError: for something that does not exist, or a folder without images.
+        DataError: for a path that does not exist, or a folder without images.
     """
     files: list[Path] = []
     for item in map(Path, inputs):
@@ -48,7 +48,7 @@ def find_images(inputs: Sequence[str]) -> tuple[Path, list[Path]]:
 
 
 def number_images(files: Sequence[Path]) -> list[int]:
-    """Image ids: the files' own numbers where all names are different numbers (as COCO's are), else 1, 2, ..."""
+    """Image ids: the file names where they are different numbers, as COCO's are; else 1, 2, ..."""
     stems = [file.stem for file in files]
     if all(stem.isascii() and stem.isdigit() for stem in stems):
         numbers = [int(stem) for stem in stems]
@@ -59,16 +59,16 @@ def number_images(files: Sequence[Path]) -> list[int]:
 
 @dataclass
 class ImageFiles:
-    """Batches of test images from bare files, decoded by threads one batch ahead; iterate once.
+    """Batches of test images from image files, decoded by threads one batch ahead; to be iterated once.
 
     Attributes:
         files: image files.
         ids: of the images, one a file.
-        mapper: resizes.
+        mapper: reads and resizes.
         batch_size: images a batch.
-        skip_unreadable: leave out what cannot be read instead of raising DataError.
-        records: of all images that were given out.
-        skipped: why each of the others was left out.
+        skip_unreadable: whether to leave out unreadable files instead of raising DataError.
+        records: of all images in the batches so far.
+        skipped: the error of each file that was left out.
     """
 
     files: Sequence[Path]

@@ -1,4 +1,4 @@
-"""The look of all pages, and the HTML of the comparison page for `sed.studies.report`; $names are filled there."""
+"""The style of all HTML pages, and the template of the comparison page, which `sed.studies.report` fills in."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Images with their ground truth or with detections drawn on them: of records, in the file's pixels, and of batches.
+"""Draws ground truth or detections on images: of records, in the file's pixels, and of batches.
 
-Who draws the boxes is open: OpenCV here, Detectron2's `Visualizer` on its engine (`Painter`).
+A `Painter` draws the boxes: `paint_boxes` with OpenCV, or Detectron2's `Visualizer` on its engine.
 
 Shape shorthand: pictures are [H, W, 3] uint8 RGB; D boxes (x0, y0, x1, y1) in pixels of the picture.
 """
@@ -31,13 +31,13 @@ def paint_boxes(
     scores: Sequence[float],
     classes: Sequence[str],
 ) -> np.ndarray:
-    """The `Painter` that needs nothing but OpenCV; a class has the same colour in every picture."""
+    """The `Painter` with OpenCV; a class has the same colour in every picture."""
     colors = [PALETTE[c % len(PALETTE)] for c in categories]
     return draw_boxes(image, corners, [classes[c] for c in categories], scores, colors)
 
 
 def draw_truth(record: Record, classes: Sequence[str], min_side: int = 0, paint: Painter = paint_boxes) -> np.ndarray:
-    """The image with its annotations; crowds are left out, as in training. See `draw_found`."""
+    """The image of a record with its ground truth; crowds are left out, as in training. Arguments: see `draw_found`."""
     rows = [a for a in record.get("annotations", ()) if not a["iscrowd"]]
     return _draw(record, [a["bbox"] for a in rows], [a["category_id"] for a in rows], [], classes, min_side, paint)
 
@@ -50,16 +50,16 @@ def draw_found(
     min_side: int = 0,
     paint: Painter = paint_boxes,
 ) -> np.ndarray:
-    """The image with detections.
+    """The image of a record with its detections.
 
     Args:
         record: the image.
-        rows: as `sed.evaluation.coco.detect_all` returns them; those of other images are passed over.
+        rows: as `sed.evaluation.coco.detect_all` returns them; those of other images are left out.
         classes: names by contiguous class.
         threshold: detections below this score are left out.
-        min_side: a picture whose longer side is shorter is first enlarged by a whole factor, so that lines
-            and labels stay fine on small images.
-        paint: who draws.
+        min_side: a picture whose longer side is shorter is first enlarged by a whole factor, so that lines and labels
+            stay fine on small images.
+        paint: draws the boxes.
     """
     kept = [r for r in rows if r["image_id"] == record["image_id"] and r["score"] >= threshold]
     scores = [r["score"] for r in kept]
@@ -75,17 +75,17 @@ def draw_view(
     frame: Size | None = None,
     paint: Painter = paint_boxes,
 ) -> np.ndarray:
-    """Image i of a batch, without its padding, with boxes in the batch's own frame.
+    """Image i of a batch, without its padding, with boxes in pixels of the batch.
 
     Args:
         images: on the CPU, uint8 or float.
-        i: which one.
-        targets: its boxes.
+        i: index of the image.
+        targets: of this image.
         classes: names by contiguous class.
         min_side: see `draw_found`; the side of `frame` counts where one is given.
-        frame: (height, width) of a grey ground on which the image lies at the top left, so that a small view is seen
-            at its size relative to the full one.
-        paint: who draws.
+        frame: (height, width) of a grey ground with the image at its top left, so that a half-size view is shown at
+            its size relative to the full view; None: no ground.
+        paint: draws the boxes.
     """
     height, width = images.sizes[i]
     image = images.tensor[i, :, :height, :width].permute(1, 2, 0).round().byte().numpy()  # [h, w, 3]

@@ -1,4 +1,4 @@
-"""Drawing boxes on images and images on sheets, with OpenCV on arrays; nothing here knows a model.
+"""Draws boxes on images and images on contact sheets: arrays in, arrays out, with OpenCV.
 
 Shape shorthand: images are [H, W, 3] uint8 RGB; D boxes (x0, y0, x1, y1) in pixels.
 """
@@ -98,7 +98,7 @@ def contact_sheet(rows: Sequence[Sequence[tuple[np.ndarray, str]]], cell: int = 
 
 
 def fit(image: np.ndarray, side: int) -> np.ndarray:
-    """`image` scaled so that its longer side is `side`."""
+    """`image` scaled so that its longer side is `side` pixels."""
     factor = side / max(image.shape[:2])
     width, height = (max(1, min(side, math.floor(v * factor + 0.5))) for v in (image.shape[1], image.shape[0]))
     how = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR

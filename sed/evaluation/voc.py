@@ -1,14 +1,15 @@
 """Average precision by Pascal VOC's own rules, in both of its conventions.
 
-Up to 2009 the precision is averaged over 11 recalls, 0, 0.1, ..., 1 ("VOC07"); since 2010 it is the area under the
-curve ("VOC12"). Published numbers mix them, so both are told. The rules of matching are the devkit's, and unlike
-COCO's: a detection belongs to the box of its class that it overlaps most, taken already or not; a second one is wrong;
-on a difficult object it is neither right nor wrong, and difficult objects need not be found.
+Up to 2009 AP is the mean precision at 11 recalls, 0, 0.1, ..., 1 ("VOC07"); since 2010 it is the area under the curve
+("VOC12"). Papers report one or the other, so both are computed. Matching follows the devkit and differs from COCO's: a
+detection is matched with the box of its class that it overlaps most, also if that is matched already. The second
+detection of a box is wrong; one of a difficult object is neither right nor wrong, and difficult objects need not be
+found.
 
-The devkit takes boxes as whole pixels, both ends included, and adds 1 to each side; our records had that 1 taken off
-(`sed.data.voc`), so that the plain overlap is the same number. The result is that of Detectron2's `voc_eval`, but
-detections are not rounded before (Detectron2 writes scores with 3 digits, boxes with 1), equal scores are in the order
-of the images, and a class without any object to find is left out of the mean, where Detectron2 counts 0 or gives NaN.
+The devkit takes boxes as whole pixels, both ends included, and adds 1 to each side. Our records have that 1 subtracted
+(`sed.data.voc`), so that the plain IoU is the same number. The result is that of Detectron2's `voc_eval`, except that
+detections are not rounded (Detectron2 writes scores with 3 digits, boxes with 1), equal scores are in the order of the
+images, and a class without any object to find is left out of the mean, where Detectron2 counts 0 or gives NaN.
 """
 
 from __future__ import annotations
@@ -24,16 +25,18 @@ VOC07, VOC12 = "VOC07-AP50", "VOC12-AP50"
 
 
 def is_voc(dataset: Dataset) -> bool:
-    """Whether the annotations of a set say what is difficult, as VOC's do."""
+    """Whether the annotations of a set have "difficult", as those of VOC do."""
     return any("difficult" in a for record in dataset.records for a in record["annotations"])
 
 
 def voc_ap50(found: Sequence[dict[str, Any]], dataset: Dataset) -> dict[str, float]:
-    """Mean over the classes at IoU 0.5, percent: {"VOC07-AP50": 11 points, "VOC12-AP50": area}; NaN without objects.
+    """AP at IoU 0.5, the mean over the classes, percent: "VOC07-AP50" by 11 points, "VOC12-AP50" by area.
+
+    NaN where no class has an object.
 
     Args:
         found: detections, see `sed.evaluation.coco.detect_all`.
-        dataset: whose records hold the ground truth of all images.
+        dataset: its records hold the ground truth of all images.
     """
     table = 100 * voc_ap(found, dataset)
     table = table[~np.isnan(table).any(1)]
@@ -47,18 +50,18 @@ def voc_ap(found: Sequence[dict[str, Any]], dataset: Dataset, iou: float = 0.5) 
     Args:
         found: as `voc_ap50`.
         dataset: as `voc_ap50`; an annotation without "difficult" is not difficult.
-        iou: what a detection must overlap its object by more than.
+        iou: the IoU of a detection with its object must be larger.
     """
     number = {record["image_id"]: index for index, record in enumerate(dataset.records)}
     truth: list[dict[int, list[dict[str, Any]]]] = [{} for _ in dataset.classes]  # class -> image -> annotations
     for index, record in enumerate(dataset.records):
         for a in record["annotations"]:
             truth[a["category_id"]].setdefault(index, []).append(a)
-    guesses: list[list[tuple[float, int, list[float]]]] = [[] for _ in dataset.classes]
+    predicted: list[list[tuple[float, int, list[float]]]] = [[] for _ in dataset.classes]
     for row in found:
-        guesses[row["category"]].append((-row["score"], number[row["image_id"]], row["bbox"]))
+        predicted[row["category"]].append((-row["score"], number[row["image_id"]], row["bbox"]))
     table = np.full((len(dataset.classes), 2), np.nan)
-    for k, (objects, rows) in enumerate(zip(truth, guesses, strict=True)):
+    for k, (objects, rows) in enumerate(zip(truth, predicted, strict=True)):
         wanted = sum(not _is_ignored(a) for group in objects.values() for a in group)
         if wanted:
             right, wrong = _judge(sorted(rows, key=lambda row: row[:2]), objects, iou)
@@ -68,7 +71,7 @@ def voc_ap(found: Sequence[dict[str, Any]], dataset: Dataset, iou: float = 0.5) 
 
 
 def _is_ignored(annotation: dict[str, Any]) -> bool:
-    """Whether it need not be found and finding it is no fault."""
+    """Whether an object is difficult or a crowd, so that detections of it are neither right nor wrong."""
     return bool(annotation.get("difficult", 0) or annotation.get("iscrowd", 0))
 
 
@@ -107,8 +110,8 @@ def _judge(
 
 
 def _average(recall: np.ndarray, precision: np.ndarray) -> tuple[float, float]:
-    """AP by 11 points and as the area, of the curve with precision made falling; recall rises, both [D]."""
-    best = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)  # at this recall or more; the end: not reached
+    """AP by 11 points and as the area, with precision replaced by its maximum at this recall or above; both are [D]."""
+    best = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)  # maximum from here on; 0 beyond
     points = np.arange(0.0, 1.1, 0.1)  # as the devkit counts them: its fourth point is 0.30000000000000004
     area = np.sum(np.diff(recall, prepend=0.0) * best[:-1])
     return float(best[np.searchsorted(recall, points)].mean()), float(area)

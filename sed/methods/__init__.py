@@ -1,8 +1,8 @@
-"""Training methods, one file each: a module that owns student and teacher and turns batches into losses.
+"""Training methods, one file each. A method is a module that owns student and teacher and turns batches into losses.
 
     method = SEDPlus(sed.detectors.wrap(model), Schedule(burn_in=500, max_iter=2000, first_drop=1600)).train()
 
-How a loop drives it: `sed.methods.base`; a whole one: examples/plain_loop.py.
+How a training loop calls it: `sed.methods.base`. A complete loop: examples/plain_loop.py.
 """
 
 from sed.methods.base import Method, Schedule

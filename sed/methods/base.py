@@ -1,6 +1,6 @@
-"""What every method shares: student, teacher, schedules, and the step protocol that all drivers follow.
+"""What every method shares: student, teacher, schedule, and the calls of a training step.
 
-A driver (a plain loop, Detectron2's trainers, DDP around the method) does, for step = 0, 1, 2, ...:
+A training loop (a plain one, or Detectron2's trainers, with or without DDP) does, for step = 0, 1, 2, ...:
 
     unlabeled = next(stream) if method.needs_unlabeled(step) else None
     losses = method(labeled, unlabeled, step)      # weighted scalars; their sum is the total of Eq. 1
@@ -27,15 +27,15 @@ from sed.options.methods import EMA, SemiOptions
 
 @dataclass(frozen=True)
 class Schedule:
-    """When the teacher starts and how fast it follows (docs/method.md, section 7).
+    """Burn-in, ramp and the teacher's rate over the steps of a run (docs/method.md 7).
 
     Attributes:
         burn_in: supervised steps; until then the teacher is a copy of the student.
         max_iter: steps of the whole run.
         first_drop: step of the first learning-rate drop.
-        ramp_steps: steps over which the unsupervised weights rise after burn-in; 0: at once.
-        ema: the rate a of Eq. 4.
-        seed: of what a step draws.
+        ramp_steps: steps over which the unsupervised weights rise linearly after burn-in; 0: at once.
+        ema: policy and values of the rate a of Eq. 4.
+        seed: of the scale s that a step draws.
     """
 
     burn_in: int
@@ -46,7 +46,7 @@ class Schedule:
     seed: int = 0
 
     def ema_rate(self, step: int) -> float:
-        """The rate a of Eq. 4 after `step`."""
+        """The rate a of Eq. 4 for the update after optimizer step `step`."""
         return ema_rate(
             step,
             policy=self.ema.policy,
@@ -64,10 +64,11 @@ class Schedule:
 
 @contextmanager
 def statistics_kept(model: nn.Module) -> Iterator[None]:
-    """Batch norm in train mode goes on normalising by the batch, but its running statistics stay as they are.
+    """A context in which batch norm in train mode keeps its running statistics as they are (docs/method.md 7).
 
-    They are what the exported model normalises by. Left alone, passes on strong and half-size views would make up two
-    thirds of them, and no test image looks like those. So they come from the labelled images alone.
+    It still normalises by the batch. The exported model normalises by the running statistics; passes on strong and
+    half-size views would make up two thirds of them, and no test image looks like those views. So they come from the
+    labelled images alone.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     for norm in norms:
@@ -80,17 +81,17 @@ def statistics_kept(model: nn.Module) -> Iterator[None]:
 
 
 def full_precision(tensor: Tensor) -> AbstractContextManager[None]:
-    """Autocast off on the device of `tensor`: for a teacher whose boxes become ground truth."""
+    """A context without autocast on the device of `tensor`, for a teacher whose boxes become ground truth."""
     return torch.autocast(tensor.device.type, enabled=False)
 
 
 @torch.no_grad()
 def count_confident(logits: Iterable[Tensor], softmax: bool) -> Tensor:
-    """How many of the teacher's predictions have a foreground class with a probability of at least 1/2.
+    """The number of predictions that have a foreground class with a probability of at least 1/2.
 
     Args:
-        logits: tensors [.., C] of one head.
-        softmax: background last; else each logit is a sigmoid's.
+        logits: tensors [.., C] of one head of the teacher.
+        softmax: whether they are softmax logits, background last; else sigmoid logits.
     """
     if softmax:
         return torch.stack([(x.softmax(-1)[..., :-1].amax(-1) >= 0.5).sum() for x in logits]).sum()
@@ -98,14 +99,15 @@ def count_confident(logits: Iterable[Tensor], softmax: bool) -> Tensor:
 
 
 class Method(nn.Module, ABC):
-    """A training method: owns student and teacher, turns a pair of batches into weighted losses.
+    """A training method: owns student and teacher, turns a labelled and an unlabelled batch into weighted losses.
 
     Attributes:
         student: the detector that the optimizer trains.
         teacher: its moving average, always in eval mode, never in the optimizer; `.module` is the detector.
-        metrics: what the last forward saw besides losses, detached, for logging only. "teacher_positives" is the number
-            of predictions of the teacher in this step that it is confident of: of its detections those that are
-            pseudo-labels; where a method has none, the predictions of the last head that `count_confident` counts.
+        metrics: numbers of the last step besides its losses, detached, for the log alone. "teacher_positives" is the
+            number of confident predictions of the teacher: with pseudo-labels, the number of them; in `sed`, which has
+            none, the number that `count_confident` gives for the detector's last head.
+        uses_unlabeled: whether the method reads unlabelled images after burn-in.
     """
 
     uses_unlabeled = True
@@ -119,16 +121,25 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, labeled: LabeledBatch, unlabeled: UnlabeledBatch | None, step: int) -> dict[str, Tensor]:
-        """Weighted losses of one step, named `term/head_part`; `unlabeled` is None where it is not needed."""
+        """The weighted losses of one step; their sum is L of Eq. 1.
+
+        Args:
+            labeled: n_s labelled images.
+            unlabeled: n_u unlabelled images; None where `needs_unlabeled(step)` is False.
+            step: of the run, counted from 0.
+
+        Returns:
+            Scalars named `term/head_part`, such as "scale/dense_cls".
+        """
 
     def needs_unlabeled(self, step: int) -> bool:
-        """Whether `step` reads the unlabelled stream at all."""
+        """Whether `step` uses unlabelled images: after burn-in, if the method does at all."""
         return self.uses_unlabeled and step >= self.schedule.burn_in
 
     def update_teacher(self, step: int) -> None:
-        """Eq. 4, once after every optimizer step; during burn-in the rate is 0: a copy."""
+        """Eq. 4; call it once after every optimizer step. During burn-in the rate is 0: the teacher is a copy."""
         self.teacher.update(self.student, self.schedule.ema_rate(step))
 
     def supervised(self, labeled: LabeledBatch) -> dict[str, Tensor]:
-        """L_sup of Eq. 1: the stock detector's own losses on the labelled images."""
+        """L_sup of Eq. 1: the detector's own losses on the labelled images."""
         return {f"sup/{name}": loss for name, loss in self.student.supervised_losses(labeled).items()}

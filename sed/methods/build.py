@@ -1,4 +1,4 @@
-"""Methods by the names of SEMI.METHOD, and the method that a config describes."""
+"""Builds a method by its name in SEMI.METHOD, or the method that a config describes."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def build_method(
     options: SEDOptions | SEDPlusOptions | PseudoLabelOptions | None = None,
     sum_over_processes: SumOverProcesses | None = None,
 ) -> Method:
-    """The method of a name around `student`.
+    """The method of a name, with `student` as the detector that it trains.
 
     Args:
-        name: of SEMI.METHOD.
-        student: the detector that is trained.
-        schedule: see there.
+        name: a value of SEMI.METHOD.
+        student: the detector to train.
+        schedule: burn-in, ramp and the teacher's rate.
         options: of that method; None: its defaults.
-        sum_over_processes: see `SED`.
+        sum_over_processes: see `SED`; other methods do not use it.
 
     Raises:
-        ValueError: for another name, or options of another method.
+        ValueError: for an unknown name, or options of another method.
     """
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}: expected one of {', '.join(METHODS)}")
@@ -59,8 +59,8 @@ def method_from_config(
     """The method that a config of either engine describes.
 
     Args:
-        config: SEED and the sections SEMI, SOLVER and that of the method (docs/options.md) as mappings.
-        student: the detector that is trained.
+        config: the key SEED, and the sections SEMI, SOLVER and that of the method (docs/options.md) as mappings.
+        student: the detector to train.
         sum_over_processes: see `SED`.
     """
     semi, solver = from_section(SemiOptions, config["SEMI"]), config["SOLVER"]

@@ -1,10 +1,12 @@
-"""Pseudo-labels from a mean teacher, after Unbiased Teacher (ICLR 2021, arXiv 2102.09480): the baseline to beat.
+"""The pseudo-label baseline: a mean teacher by Unbiased Teacher's rules (ICLR 2021, arXiv 2102.09480).
 
-The teacher detects on the weak view; its confident detections are ground truth for the student on the strong view,
-with the detector's own losses. As there, boxes are not trained on pseudo-labels by default. Deviations, so that every
-method here runs under equal conditions: cross-entropy instead of focal loss in the region head, this project's
-schedule of the teacher (docs/method.md, section 7) and one view of a labelled image instead of two. The half-size view
-is an option: the same pseudo-labels, downscaled, on the weak view at half its size, with the same losses and weight.
+    L = L_sup + (n_u / n_s) weight L_det(X_s, pseudo-labels)
+
+The teacher's confident detections on the weak view X_w are ground truth for the student on the strong view X_s; L_det
+are the detector's own losses. As in Unbiased Teacher, pseudo-labels do not train the boxes by default. Deviations, so
+that all methods here run under equal conditions: cross-entropy instead of focal loss in the region head, the teacher of
+docs/method.md 7, and one view of a labelled image instead of two. As an option the same pseudo-labels, at half their
+size, also train the half-size view X^, with the same losses and weight (docs/method.md 11).
 
 Shape shorthand: see `sed.core.structures`.
 """
@@ -24,16 +26,16 @@ from sed.detectors.base import Detector, Features
 from sed.methods.base import Method, Schedule, full_precision, statistics_kept
 from sed.options.methods import PseudoLabelOptions, SEDPlusOptions
 
-_ALL = 1_000_000  # proposals: as many as there are
+_ALL = 1_000_000  # more proposals than a detector makes: no limit of its own
 
 
 class PseudoLabels(NamedTuple):
-    """The teacher's confident detections in N images, and of a two-stage teacher what it detected them with.
+    """The teacher's confident detections in N images; with a region head also the features and proposals behind them.
 
     Attributes:
-        targets: N Targets in the frame of the weak view, often empty.
-        features: of the weak view; None without a region head.
-        proposals: N tensors [P_i, 4]; empty without a region head.
+        targets: N Targets in the frame of the weak view; an image may have none.
+        features: the teacher's, of the weak view; None without a region head.
+        proposals: the teacher's, N tensors [P_i, 4], best first; an empty list without a region head.
     """
 
     targets: tuple[Targets, ...]
@@ -43,11 +45,11 @@ class PseudoLabels(NamedTuple):
 
 @torch.no_grad()
 def predict_pseudo_labels(teacher: Detector, images: Images, threshold: float) -> PseudoLabels:
-    """Detect with the teacher and keep what it is confident of.
+    """The teacher's detections with a score of at least `threshold`, as pseudo-labels; computed in float32.
 
     Args:
         teacher: in eval mode.
-        images: the weak view.
+        images: the weak view X_w, N images.
         threshold: least score, in [0, 1].
     """
     with full_precision(images.tensor):
@@ -60,9 +62,10 @@ def predict_pseudo_labels(teacher: Detector, images: Images, threshold: float) -
 
 
 def confident_targets(detections: Sequence[Detections], threshold: float) -> tuple[Targets, ...]:
-    """The detections of at least the threshold's score (in [0, 1]) and with an extent, one Targets an image.
+    """The detections with a score of at least `threshold` (in [0, 1]), as ground truth: one Targets an image.
 
-    Boxes are float32, whatever autocast made of them: half precision rounds them by pixels.
+    Boxes without width or height are left out. Boxes are float32 also under autocast: half precision would round them
+    by whole pixels.
     """
     targets = []
     for row in detections:
@@ -73,12 +76,17 @@ def confident_targets(detections: Sequence[Detections], threshold: float) -> tup
 
 
 def downscale_targets(targets: Sequence[Targets], s: int = 1) -> tuple[Targets, ...]:
-    """The targets of the same images at 1/2^s of their size."""
+    """Ground truth of the same images at 1/2^s of their size: boxes times 1/2^s."""
     return tuple(Targets(scale_boxes(t.boxes, 1 / 2**s), t.classes) for t in targets)
 
 
 class StudentView(NamedTuple):
-    """A view that the student is trained on: at 1/2^s of the size, with a weight."""
+    """An unlabelled view that the student is trained on.
+
+    name: of its losses.
+    weight: of its losses, beside n_u / n_s.
+    s: the view has 1/2^s of the size of the weak view.
+    """
 
     name: str
     weight: float
@@ -87,7 +95,7 @@ class StudentView(NamedTuple):
 
 
 class PseudoLabel(Method):
-    """L = L_sup + (n_u / n_s) weight L_sup(X_s, pseudo-labels of the teacher on X_w), and X^ likewise if asked."""
+    """L = L_sup + (n_u / n_s) weight L_det(X_s, pseudo-labels); with `half_size` also on X^."""
 
     options: PseudoLabelOptions | SEDPlusOptions
 
@@ -110,7 +118,7 @@ class PseudoLabel(Method):
         return losses
 
     def views(self, unlabeled: UnlabeledBatch) -> list[StudentView]:
-        """What the student is trained on."""
+        """The unlabelled views that the student is trained on."""
         views = [StudentView("pseudo", self.options.weight, unlabeled.strong, 0)]
         if self.options.half_size:
             views.append(StudentView("pseudo_half", self.options.weight, self.half_size(unlabeled), 1))

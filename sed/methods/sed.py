@@ -1,13 +1,14 @@
 """SED, Scale-Equivalent Distillation (CVPR 2022): the whole training step.
 
     L = L_sup + (n_u / n_s) (lambda_s L_scale + lambda_d L_distill)                                        Eq. 1
-    L_scale    the student agrees with itself on X and on X^, the image at 1/2^s of its size               Eq. 2
-    L_distill  the student on X_s (strong view) agrees with the teacher on X_w (weak view)                 Eq. 3
-    both re-weighted by a histogram of their gradient norms (Eq. 5); the teacher follows by Eq. 4
+    L_scale    consistency of the student on X and on X^, the image at 1/2^s of its size                   Eq. 2
+    L_distill  consistency of the student on X_s (strong view) with the teacher on X_w (weak view)         Eq. 3
+    The classification part of both is re-weighted by a histogram of gradient norms                        Eq. 5
+    The teacher is the moving average of the student                                                       Eq. 4
 
 The equations are in `sed.core.consistency`, `sed.core.matching` and `sed.core.reweighting`; docs/method.md closes what
-the paper leaves open. With SCALE_TARGET teacher the half-size view learns from the teacher's full-size prediction
-instead ("anchored", a deviation). Shape shorthand: see `sed.core.structures`; P proposals of an image.
+the paper leaves open. With `SED.SCALE_TARGET teacher` ("anchored") the target of the half-size view is the teacher's
+prediction on X_w instead [D]. Shape shorthand: see `sed.core.structures`; P proposals of an image.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ from sed.options.methods import SEDOptions
 
 @dataclass(frozen=True)
 class View:
-    """One network's pass over one view: what each head that it has predicts.
+    """The predictions of one model, student or teacher, on one view; None for a head that it does not have.
 
-    proposals: N tensors [P, 4] in the view's own frame, two-stage detectors only.
+    proposals: N tensors [P, 4] in the frame of this view; an empty list without a region head.
     """
 
     model: Detector
@@ -44,11 +45,12 @@ class View:
 
 
 class Term(NamedTuple):
-    """A term of Eq. 1 before its loss: two views that must agree.
+    """L_scale or L_distill of Eq. 1, before it is computed: the predictions on two views, to be made consistent.
 
-    regions: N tensors [P, 4], the boxes that the region heads compare, in the target's frame.
-    s: the student's view has 1/2^s of the target's size.
-    symmetric: Eq. 2, in both directions; else Eq. 3, from the target to the student.
+    weight: its lambda.
+    regions: N tensors [P, 4], the proposals that both region heads predict, in the frame of the target's view.
+    s: the student's view has 1/2^s of the size of the target's.
+    symmetric: True: Eq. 2, each prediction is the other's target; False: Eq. 3, the student learns from the target.
     """
 
     weight: float
@@ -60,13 +62,14 @@ class Term(NamedTuple):
 
 
 class SED(Method):
-    """Eq. 1 with the terms and weights of `SEDOptions`.
+    """Scale-Equivalent Distillation: Eq. 1 with the terms and weights of `SEDOptions`.
 
     Args:
         student: the detector to train.
-        schedule: burn-in, teacher's rate, seed of the drawn s.
-        options: the paper's by default.
-        sum_over_processes: adds up Eq. 5's counts where REWEIGHT.OVER_PROCESSES asks for it; the driver's.
+        schedule: burn-in, ramp, the teacher's rate, seed of the drawn s.
+        options: None: the paper's.
+        sum_over_processes: adds up the counts R_j of Eq. 5 over all processes, where SED.REWEIGHT.OVER_PROCESSES is
+            set; the training loop hands it in.
     """
 
     def __init__(
@@ -86,7 +89,7 @@ class SED(Method):
     def forward(self, labeled: LabeledBatch, unlabeled: UnlabeledBatch | None, step: int) -> dict[str, Tensor]:
         """One step of Eq. 1. See `Method.forward`."""
         losses = self.supervised(labeled)
-        if unlabeled is None:
+        if unlabeled is None:  # burn-in
             return losses
         with statistics_kept(self.student):
             terms = self._terms(unlabeled, step)
@@ -103,16 +106,16 @@ class SED(Method):
         return losses
 
     def _terms(self, unlabeled: UnlabeledBatch, step: int) -> dict[str, Term]:
-        """The terms whose lambda is not 0, from one pass a view and no pass that no term needs."""
+        """The terms whose lambda is not 0; each view that they need is predicted once."""
         o, terms = self.options, {}
         scale, distill, symmetric = o.lambda_scale > 0, o.lambda_distill > 0, o.scale_target == "student"
         s = draw_scale(step, o.max_scale, self.schedule.seed)
 
-        # Views: X_w, X_s and X^ share one geometry; padded so that their grids pair exactly (docs/method.md, section 2)
+        # Views: X_w, X_s and X^ share one geometry; padded so that their grids pair exactly (docs/method.md 2)
         padding = self.student.size_divisibility * 2**s
         weak, strong = unlabeled.weak.pad_to_multiple(padding), unlabeled.strong.pad_to_multiple(padding)
 
-        # Passes; the teacher's without gradient
+        # Predictions; the teacher's without gradient
         teacher = student = full = None
         if distill or (scale and not symmetric):
             with torch.no_grad():
@@ -142,12 +145,12 @@ class SED(Method):
         return View(model, features, dense, proposals, queries)
 
     def _losses(self, term: Term, partners: Tensor | None) -> dict[str, ConsistencyLoss]:
-        """Eq. 2 or Eq. 3 of each head. `partners` of `match_views`, for the query head."""
+        """Eq. 2 or Eq. 3 for each head; `partners`: of `match_views`, for the query head."""
         heads, losses = self.student.heads, {}
         hard = self.options.distill_target == "hard" and not term.symmetric
         if "dense" in heads:
             pairs = pair_levels(term.target.dense, term.student.dense, term.s)  # (f, f - s): the same anchors
-            answer, softmax = [target.logits for target, _ in pairs], False
+            logits, softmax = [target.logits for target, _ in pairs], False
             if hard:
                 pairs = [(replace(target, logits=harden_sigmoid(target.logits)), own) for target, own in pairs]
             losses["dense"] = dense_consistency(pairs, self.reweight, term.symmetric)
@@ -155,17 +158,17 @@ class SED(Method):
             with torch.set_grad_enabled(term.symmetric):
                 target = term.target.model.regions(term.target.features, term.regions)
             own = term.student.model.regions(term.student.features, [b / 2**term.s for b in term.regions])
-            answer, softmax = [target.logits], True
+            logits, softmax = [target.logits], True
             if hard:
                 target = replace(target, logits=harden_softmax(target.logits))
             losses["region"] = region_consistency(target, own, self.reweight, term.symmetric)
         if "query" in heads:
             target = term.target.queries
-            answer, softmax = [target.logits], target.softmax
+            logits, softmax = [target.logits], target.softmax
             if hard:
                 harden = harden_softmax if target.softmax else harden_sigmoid
                 target = replace(target, logits=harden(target.logits))
             losses["query"] = query_consistency(target, term.student.queries, partners, self.reweight, term.symmetric)
         if not term.symmetric:  # the target is the teacher
-            self.metrics["teacher_positives"] = count_confident(answer, softmax)
+            self.metrics["teacher_positives"] = count_confident(logits, softmax)
         return losses

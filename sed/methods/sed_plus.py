@@ -1,14 +1,14 @@
-"""SED plus: pseudo-labels on both scales, and the teacher's class distribution for the regions. Not the paper's.
+"""SED plus: pseudo-labels on both scales; the teacher's class distribution is the target of regions. Not the paper's.
 
-    L = L_sup + (n_u / n_s) (weight L(X_s) + half_size_weight L(X^))
+    L = L_sup + (n_u / n_s) (weight L_det(X_s) + half_size_weight L_det(X^))                  docs/method.md 11
 
-L is the detector's own loss with the teacher's confident detections on X_w as ground truth, as in
-`sed.methods.pseudo_label`. A region head alone learns otherwise. A hard pseudo-label tells a region "object of class c"
-or "background" and is wrong for good where the teacher took one class for another, or missed an object. So here a
-region on an object learns its box and the teacher's distribution over classes, and where the teacher is not confident
-of any object the teacher's own soft prediction. On which data that helps: docs/evidence.md.
+L_det are the detector's own losses with the teacher's confident detections on X_w as ground truth, as in
+`sed.methods.pseudo_label`; only the region head has other targets. A hard target, one class or background, is plainly
+wrong where the teacher took one class for another or missed an object. So a region on a pseudo-label learns its box and
+the teacher's distribution over the classes, and a region away from all pseudo-labels the teacher's own soft prediction.
+On which data that helps: docs/evidence.md.
 
-Shape shorthand: see `sed.core.structures`; P regions and G objects of one image.
+Shape shorthand: see `sed.core.structures`; P regions and G pseudo-labels of one image.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sed.methods.base import Schedule, full_precision
 from sed.methods.pseudo_label import PseudoLabel, PseudoLabels, StudentView, downscale_targets
 from sed.options.methods import SEDPlusOptions
 
-ON, NEAR = 0.5, 0.1  # IoU from which a region shows an object; from which it shows too little of one
+ON, NEAR = 0.5, 0.1  # least IoU of a region with a pseudo-label: to take its target from it; to be background
 
 
 class SEDPlus(PseudoLabel):
@@ -41,7 +41,7 @@ class SEDPlus(PseudoLabel):
         self.options = options or SEDPlusOptions()
 
     def views(self, unlabeled: UnlabeledBatch) -> list[StudentView]:
-        """See `PseudoLabel.views`: those whose weight is not 0."""
+        """The strong and the half-size view, where their weight is not 0."""
         o, views = self.options, []
         if o.half_size_weight > 0:
             views.append(StudentView("pseudo_half", o.half_size_weight, self.half_size(unlabeled), 1))
@@ -50,7 +50,7 @@ class SEDPlus(PseudoLabel):
         return views
 
     def view_losses(self, view: StudentView, pseudo: PseudoLabels) -> dict[str, Tensor]:
-        """See `PseudoLabel.view_losses`; a region head learns on both networks' proposals and on the pseudo-labels."""
+        """The losses on a view; regions are the proposals of teacher and student, and the pseudo-labels' boxes."""
         targets, student = downscale_targets(pseudo.targets, view.s), self.student
         if "region" not in student.heads:
             return student.supervised_losses(LabeledBatch(view.images, targets))
@@ -66,13 +66,13 @@ class SEDPlus(PseudoLabel):
 
 @torch.no_grad()
 def region_targets(teacher: Detector, pseudo: PseudoLabels, boxes: Sequence[Tensor], *, hard: bool) -> RegionPrediction:
-    """The targets of regions: the teacher's predictions of them, corrected by its confident detections.
+    """The targets of regions: the teacher's predictions of them, corrected by its pseudo-labels.
 
     Args:
         teacher: the one that made the pseudo-labels.
         pseudo: of N images.
-        boxes: the regions [P_i, 4] of each image, the last of which are its pseudo-labels; in their frame.
-        hard: whether class targets are the teacher's most likely class instead of its distribution.
+        boxes: N tensors [P_i, 4], the regions of each image, the boxes of its pseudo-labels last; in the frame of X_w.
+        hard: whether the class target is the teacher's most likely class instead of its distribution.
     """
     features = pseudo.features
     assert features is not None
@@ -82,31 +82,33 @@ def region_targets(teacher: Detector, pseudo: PseudoLabels, boxes: Sequence[Tens
     split = zip(boxes, predicted.logits.split(predicted.counts), predicted.deltas.split(predicted.counts), strict=True)
     for (regions, logits, deltas), objects in zip(split, pseudo.targets, strict=True):
         classes = logits[len(regions) - len(objects.boxes) :].clone()
-        classes[:, -1] = -CERTAIN  # given that it is an object: of which class?
+        classes[:, -1] = -CERTAIN  # background excluded
         if hard:
             logits, classes = harden_softmax(logits), harden_softmax(classes)
         own = RegionPrediction(logits, deltas, (len(regions),))
-        parts.append(correct_by_objects(regions, own, objects.boxes, classes, teacher.box_coder_weights["region"]))
+        parts.append(
+            correct_by_pseudo_labels(regions, own, objects.boxes, classes, teacher.box_coder_weights["region"])
+        )
     logits, deltas = (torch.cat([getattr(part, name) for part in parts]) for name in ("logits", "deltas"))
     return RegionPrediction(logits, deltas, predicted.counts)
 
 
 @torch.no_grad()
-def correct_by_objects(
+def correct_by_pseudo_labels(
     regions: Tensor, predicted: RegionPrediction, objects: Tensor, classes: Tensor, weights: BoxCoderWeights
 ) -> RegionPrediction:
-    """The targets of the P regions of an image, by the object of largest IoU with each, the first of equal ones.
+    """The targets of the P regions of an image, by the pseudo-label of largest IoU with each, the first of equal ones.
 
-        IoU >= 0.5         the object's class distribution and its box
-        0.1 <= IoU < 0.5   background for certain: too little of an object to be a detection of it
-        IoU < 0.1          the teacher's own prediction
+        IoU >= 0.5         class: the distribution at the pseudo-label; box: the pseudo-label's
+        0.1 <= IoU < 0.5   class: background with probability 1; no box
+        IoU < 0.1          class and box: the teacher's own prediction of the region
 
     Args:
         regions: boxes [P, 4].
         predicted: the teacher's predictions of them.
-        objects: boxes [G, 4] that the teacher is confident of; G may be 0.
-        classes: class logits [G, K + 1] of the objects, given that they are objects: background is impossible.
-        weights: of the deltas.
+        objects: boxes [G, 4] of the pseudo-labels, in the same frame; G may be 0.
+        classes: class logits [G, K + 1] at the pseudo-labels, background excluded (a logit of -CERTAIN).
+        weights: the box coder's, of the deltas.
     """
     if not len(objects):
         return predicted

@@ -1,4 +1,4 @@
-"""The supervised baseline: labelled images only, all else as in the other methods (steps, augmentation, teacher)."""
+"""The supervised baseline: labelled images only, with the same steps, augmentation and teacher as the other methods."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sed.methods.base import Method
 
 
 class Supervised(Method):
-    """L = L_sup. The teacher is the plain moving average of the student."""
+    """L = L_sup. The teacher is the moving average of the student; no loss uses it."""
 
     uses_unlabeled = False
 

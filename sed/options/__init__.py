@@ -1,8 +1,8 @@
 """Every option, declared once: frozen dataclasses whose fields carry default, meaning, choices and range.
 
-A field is a key of the config by its name (`SEDOptions.lambda_scale` is SED.LAMBDA_SCALE), a dataclass in a dataclass
-is a section in a section. `sed.defaults` makes the config, its checks and docs/options.md of them; what a method or a
-detector is built with is such a dataclass. Standard library only: every room may read it.
+A field's name is its key in the config (`SEDOptions.lambda_scale` is SED.LAMBDA_SCALE); a dataclass within a dataclass
+is a section within a section. `sed.defaults` makes the config, its checks and docs/options.md from them. Methods take
+such a dataclass as their options. Standard library only, so that every package can import it.
 """
 
 from sed.options.option import Row, from_section, option, rows, section

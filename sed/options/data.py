@@ -24,7 +24,7 @@ class DataLoader:
     """DATALOADER."""
 
     num_workers: int = option(4, "processes that read images, each stream", low=0)
-    aspect_ratio_grouping: bool = option(True, "wide and tall images in batches of their own")
+    aspect_ratio_grouping: bool = option(True, "a batch holds only wide or only tall images")
     filter_empty_annotations: bool = option(True, "leave out labelled images without any box")
 
 
@@ -33,16 +33,16 @@ class Input:
     """INPUT."""
 
     min_size_train: tuple[int, ...] = option((640, 800), "short side in training, pixels, drawn from this range")
-    max_size_train: int = option(1333, "the long side is never longer", low=1)
+    max_size_train: int = option(1333, "limit of the long side in training", low=1)
     min_size_test: int = option(800, "short side of test images", low=1)
-    max_size_test: int = option(1333, "their long side is never longer", low=1)
+    max_size_test: int = option(1333, "limit of the long side of test images", low=1)
     random_flip: str = option("horizontal", "with probability 0.5", choices=("horizontal", "none"))
     cutout_fill: str = option(
         "random", "of the strong view's cutouts. random: noise per pixel [O]", choices=("random", "constant")
     )
     geometric: str = option(
         "none",
-        "randaugment: rotate, translate or shear, before the views part (A.2)",
+        "randaugment: rotate, translate or shear the weak view, from which the other views are made (A.2)",
         choices=("none", "randaugment"),
     )
     geometric_level: float = option(5.0, "of RandAugment's 10", low=0, high=10)

@@ -1,7 +1,7 @@
-"""The options of the methods: sections SEMI (all of them), SED, SED_PLUS and PSEUDO_LABEL.
+"""The options of the methods: section SEMI, of all methods, and SED, SED_PLUS and PSEUDO_LABEL, of one each.
 
-Defaults of `SEDOptions` are the paper's. [O] marks what the paper leaves open (docs/method.md says how it is closed),
-[D] what goes beyond it.
+The defaults of `SEDOptions` are the paper's. [O] marks what the paper leaves open, [D] what deviates from it
+(docs/method.md).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class EMA:
 class SemiOptions:
     """Semi-supervised training, whatever the method."""
 
-    method: str = option("sed", "how unlabelled images are used; one file of sed/methods each", choices=METHODS)
+    method: str = option("sed", "how unlabelled images are used; a file of sed/methods each", choices=METHODS)
     labeled_percent: float = option(
         0.0, "labelled share of DATASETS.TRAIN where DATASETS.UNLABELED is empty; 0: see LABELED_COUNT", low=0, high=100
     )
@@ -46,7 +46,9 @@ class SemiOptions:
         True, "every second labelled image gets the strong view, in the supervised baseline too; the paper: none [D]"
     )
     ema: EMA = section(EMA)
-    collapse_steps: int = option(200, "warn when the teacher finds next to nothing for so many steps; 0: never", low=0)
+    collapse_steps: int = option(
+        200, "warn after so many steps with hardly any confident prediction of the teacher; 0: never", low=0
+    )
 
 
 @dataclass(frozen=True)

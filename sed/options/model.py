@@ -14,7 +14,7 @@ class Backbone:
     """MODEL.BACKBONE."""
 
     name: str = option(
-        "build_resnet_fpn_backbone", "or build_small_fpn_backbone, that of the digits benchmark (docs/method.md, 12)"
+        "build_resnet_fpn_backbone", "or build_small_fpn_backbone, that of the digits benchmark (docs/method.md 12)"
     )
     freeze_at: int = option(2, "0: nothing is frozen, 1: the stem, 2: stem and first stage, ...", low=0)
 
@@ -89,7 +89,7 @@ class RetinaNet:
 
 @dataclass(frozen=True)
 class DETR:
-    """MODEL.DETR, the DETR family of transformers; beside it WEIGHTS, PIXEL_* and BACKBONE.FREEZE_AT count."""
+    """MODEL.DETR, the DETR family of `transformers`; it also reads WEIGHTS, PIXEL_* and BACKBONE.FREEZE_AT of MODEL."""
 
     config: str = option("", "which model: a config.json, a folder with one, or a name on the Hugging Face hub")
     num_classes: int = option(80, "K", low=1)

@@ -17,8 +17,8 @@ class Row:
 
     Attributes:
         key: dotted, in capitals.
-        default: in the type that the key has.
-        meaning: for people.
+        default: its type is the key's type.
+        meaning: one line for docs/options.md.
         choices: the values that it may have; empty: any.
         low: least value of a number.
         high: largest value.
@@ -34,10 +34,10 @@ class Row:
 
 def option(
     default: Any, meaning: str, *, choices: Sequence[Any] = (), low: float = -inf, high: float = inf
-) -> Any:  # any: it stands where the field's own type is expected
+) -> Any:  # Any: it is assigned to fields of every type
     """A field of a dataclass of options; the arguments are those of `Row`."""
     more = {"meaning": meaning, "choices": tuple(choices), "low": low, "high": high}
-    if isinstance(default, list):  # a list of a config belongs to that config alone
+    if isinstance(default, list):  # each config gets a list of its own
         return field(default_factory=lambda: copy.deepcopy(default), metadata=more)
     return field(default=default, metadata=more)
 

@@ -19,8 +19,8 @@ class Options:
     engine: str = option(
         "auto", "auto: Detectron2 where it is installed", choices=("auto", "detectron2", "torchvision")
     )
-    output_dir: str = option("./output", "what a run leaves")
-    seed: int = option(0, "weights, data order, augmentation and drawn scales follow from it")
+    output_dir: str = option("./output", "folder of what a run writes")
+    seed: int = option(0, "of weights, data order, augmentation and drawn scales")
     model: ModelOptions = section(ModelOptions)
     datasets: Datasets = section(Datasets)
     dataloader: DataLoader = section(DataLoader)

@@ -1,4 +1,4 @@
-"""The options of optimisation and evaluation: sections SOLVER and TEST, with Detectron2's names wherever it has one."""
+"""The options of optimisation and evaluation: sections SOLVER and TEST, with Detectron2's names where it has one."""
 
 from __future__ import annotations
 
@@ -49,9 +49,11 @@ class Solver:
     warmup_iters: int = option(1000, "steps until the full learning rate", low=0)
     warmup_factor: float = option(0.001, "where the warm-up starts")
     accumulate: int = option(1, "batches a step (native engine)", low=1)
-    reference_world_size: int = option(0, "processes that this config is meant for; with others it is scaled; 0: never")
+    reference_world_size: int = option(
+        0, "processes that this config is meant for; with another number it is scaled; 0: never"
+    )
     checkpoint_period: int = option(5000, "steps between checkpoints", low=1)
-    checkpoints_kept: int = option(2, "how many stay")
+    checkpoints_kept: int = option(2, "how many of them are kept")
     amp: AMP = section(AMP)
     clip_gradients: ClipGradients = section(ClipGradients)
 

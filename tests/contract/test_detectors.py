@@ -1,7 +1,7 @@
 """The contract of sed.detectors.base, checked for every detector of every installed engine.
 
-What a framework itself says of the same weights comes from the case (tests/reference/frameworks.py); the checks are
-the same for all. Training and inference: test_steps.py.
+The framework's own results for the same weights come from the case (tests/reference/frameworks.py); the checks are the
+same for all. Training and inference: test_steps.py.
 
 Shape shorthand: see sed.core.structures; M all anchors of an image.
 """
@@ -18,7 +18,7 @@ import torch
 from sed.core.structures import Images
 from sed.core.views import downscale, pair_levels
 from tests.reference.cases import CASES, DETECTRON2, DETECTRON2_FAMILY, WHY_NOT, dense, one_stage, two_stage
-from tests.reference.detectors import answers, make_images
+from tests.reference.detectors import make_images, predict_all
 
 INSTALL_PAGE = "https://detectron2.readthedocs.io/tutorials/install.html"
 
@@ -27,7 +27,7 @@ def padded(detector, sizes=((64, 64), (50, 60)), factor=2):
     return make_images(sizes).pad_to_multiple(detector.size_divisibility * factor)
 
 
-def test_detectron2s_detectors_take_part():
+def test_detectron2_s_detectors_are_among_the_cases():
     names = [*DETECTRON2, *(f"d2_{key}" for key in DETECTRON2_FAMILY)]
     if WHY_NOT:
         pytest.skip(f"{len(names)} Detectron2 detectors wait for its installation ({WHY_NOT}): {INSTALL_PAGE}")
@@ -71,19 +71,19 @@ def decode(anchors, deltas):
 
 @dense
 def test_deltas_decode_to_the_frameworks_own_boxes(case, detector):
-    """Our order, scale and sign of the deltas of every anchor are the framework's."""
+    """The deltas of every anchor have the framework's order, scale and sign."""
     detector.eval()
     features = detector.encode(padded(detector))
     deltas = torch.cat([level.deltas for level in detector.dense(features).levels], dim=1)  # [N, M, 4]
     ours = decode(case.anchors(detector, features), deltas)
     own = case.own_boxes(detector, features)
     torch.testing.assert_close(ours, own, atol=1e-3, rtol=1e-5)
-    assert (own - case.anchors(detector, features)).abs().max() > 0.01  # the head does say something
+    assert (own - case.anchors(detector, features)).abs().max() > 0.01  # the deltas are not 0
 
 
 @dense
-def test_deltas_times_their_coder_are_plain_ones(case, detector):
-    """`box_coder_weights`: what GIoU takes the deltas of both heads by."""
+def test_deltas_divided_by_the_coder_weights_are_plain_deltas(case, detector):
+    """`box_coder_weights` of both heads are the factors of their deltas."""
     detector.eval()
     features = detector.encode(padded(detector))
     anchors = case.anchors(detector, features)
@@ -96,8 +96,8 @@ def test_deltas_times_their_coder_are_plain_ones(case, detector):
 
 
 @one_stage
-def test_the_framework_detects_what_our_dense_scores_say(case, detector):
-    """Each stock detection is an anchor of ours: its box decoded from our deltas, its score our logit of its class."""
+def test_stock_detections_are_anchors_with_our_scores_and_boxes(case, detector):
+    """Each stock detection is one of our anchors: its box is decoded from our deltas, its score is our class logit."""
     detector.eval()
     images = make_images(((128, 128), (128, 128)))
     features = detector.encode(images)
@@ -139,7 +139,7 @@ def test_proposals_are_best_first_and_limited(case, detector):
 
 @two_stage
 def test_regions_equal_the_frameworks_own(case, detector):
-    """Softmax over our logits gives the scores that the model itself gives the same proposals."""
+    """The softmax of our logits equals the stock model's scores of the same proposals."""
     detector.eval()
     features = detector.encode(padded(detector))
     proposals = [torch.tensor([[0.0, 0, 20, 20], [5, 5, 40, 44]]), torch.tensor([[3.0, 2, 33, 30]])]
@@ -150,7 +150,7 @@ def test_regions_equal_the_frameworks_own(case, detector):
     probabilities, deltas = case.own_regions(detector, features, proposals)
     torch.testing.assert_close(region.logits.softmax(1), probabilities)
     torch.testing.assert_close(region.deltas, deltas)
-    assert region.logits.std(0).max() > 1e-4  # the proposals are told apart
+    assert region.logits.std(0).max() > 1e-4  # different proposals have different logits
 
 
 @two_stage
@@ -167,7 +167,7 @@ def test_empty_proposals_are_differentiable(case, detector):
 
 @two_stage
 def test_bf16_maps_do_not_round_the_coordinates_of_boxes(case, detector):
-    """Bf16 counts in steps of 4 at 900: a box that moves by less must still see other pixels."""
+    """At 900 bf16 has steps of 4: a box that moves by less must still be pooled from other pixels."""
     detector.eval()
     box, step = torch.tensor([[901.0, 10, 925, 40]]), torch.tensor([0.9, 0.0, 0.9, 0.0])
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -198,7 +198,7 @@ def test_what_is_under_the_padding_does_not_matter(case, detector):
     dirty = images.tensor.clone()
     dirty[1, :, 33:] = 200
     dirty[1, :, :, 20:] = 77
-    clean, other = answers(detector, images), answers(detector, Images(dirty, images.sizes))
+    clean, other = predict_all(detector, images), predict_all(detector, Images(dirty, images.sizes))
     for name, value in clean.items():
         torch.testing.assert_close(value, other[name])
 
@@ -224,7 +224,7 @@ def test_half_size_view_pairs_level_by_level(case, detector):
     pairs = pair_levels(dense, half_dense, 1)
     assert all(a.grid == b.grid and a.logits.shape == b.logits.shape for a, b in pairs)
     levels = [level.level for level in dense.levels]
-    if len(levels) == 1:  # one map, X's average-pooled to the grid of X^; size k is paired with k / 2
+    if len(levels) == 1:  # docs/method.md 2: X's map pooled to the grid of X^; size k pairs with k / 2
         ((a, b),) = pairs
         whole, (rows, columns) = dense.levels[0], dense.levels[0].grid
         sides = torch.tensor(whole.anchors)  # [anchors a cell, 2]
@@ -253,7 +253,7 @@ def test_gradient_reaches_every_weight_through_both_views(case, detector):
     images = padded(detector)
     for view, scale in ((images, 1), (downscale(images, 1), 2)):
         detector.zero_grad()
-        sum(value.sum() for value in answers(detector, view, scale).values()).backward()
+        sum(value.sum() for value in predict_all(detector, view, scale).values()).backward()
         for name, parameter in detector.named_parameters():
             if any(fnmatch(name, pattern) for pattern in (*case.untrained, *case.only_labeled)):
                 assert parameter.grad is None or not parameter.grad.any(), name
@@ -264,25 +264,25 @@ def test_gradient_reaches_every_weight_through_both_views(case, detector):
 def test_batch_of_one_equals_batch_of_many(case, detector):
     detector.eval()
     images = padded(detector)
-    both = answers(detector, images)
-    one = answers(detector, Images(images.tensor[1:], images.sizes[1:]))
+    both = predict_all(detector, images)
+    one = predict_all(detector, Images(images.tensor[1:], images.sizes[1:]))
     for name, value in both.items():
         torch.testing.assert_close(value[1:], one[name], atol=1e-5, rtol=1e-4)
 
 
-def test_a_copy_answers_like_the_original(case, detector):
+def test_a_copy_has_the_predictions_of_the_original(case, detector):
     detector.eval()
-    expected = answers(detector, padded(detector))
+    expected = predict_all(detector, padded(detector))
     twin = copy.deepcopy(detector)
     assert twin.heads == detector.heads
     with torch.no_grad():
         for weight in detector.parameters():
             weight.zero_()
-    for name, value in answers(twin, padded(twin)).items():
+    for name, value in predict_all(twin, padded(twin)).items():
         torch.testing.assert_close(value, expected[name])
 
 
-def test_heads_that_are_not_there_say_so(case, detector):
+def test_a_missing_head_raises_a_type_error(case, detector):
     assert detector.heads == case.heads
     assert detector.num_classes == 3
     features = detector.encode(padded(detector))

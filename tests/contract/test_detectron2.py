@@ -1,4 +1,4 @@
-"""What only Detectron2's detectors have: its formats, its parts that do not fit, and subclasses of the user's own."""
+"""What is particular to Detectron2's detectors: pixel formats, unsupported parts, and subclasses of the user."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ if "USE_SIGMOID_CE" not in get_cfg().MODEL.ROI_BOX_HEAD:  # version 0.6 cannot a
 
 
 class TestParts:
-    """What the paper's terms cannot be computed from is refused when the model is built."""
+    """Parts that the paper's terms cannot be computed from are refused when the model is built."""
 
     @pytest.mark.parametrize(
         ("name", "overrides", "message"),
@@ -90,7 +90,7 @@ class TestParts:
 
     @pytest.mark.parametrize("key", ["MODEL.MASK_ON", "MODEL.KEYPOINT_ON"])
     def test_masks_and_keypoints_are_refused(self, key):
-        """Our batches carry boxes; `load_config` says so first, this is for configs of another project."""
+        """Our batches hold boxes only. `load_config` raises first; this check is for configs of other projects."""
         cfg = load_config(None, (ALL + OVERRIDES["d2_fpn_rcnn"]).split())
         node, leaf = cfg.MODEL, key.split(".")[1]
         node[leaf] = True

@@ -1,4 +1,4 @@
-"""Where a member of the DETR family starts from: ImageNet's ResNet, a folder, a file; and what does not fit."""
+"""Pretrained weights of the DETR family: ImageNet's ResNet, a folder, a file; and errors where they do not fit."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_offline_is_one_clear_error(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("freeze_at", "frozen"), [(0, 0), (1, 1), (2, 2), (4, 4)])
 def test_freeze_at_counts_as_for_the_other_detectors(freeze_at, frozen, tmp_path):
-    """1 is the stem, 2 the first stage too. transformers itself freezes all of it, by a slip."""
+    """1 is the stem, 2 the first stage too. transformers itself freezes all of it, by a bug."""
     detector, _ = build(tmp_path, freeze_at=freeze_at)
     backbone = detector.model.model.backbone.model
     parts = [backbone.embedder, *backbone.encoder.stages]
@@ -112,7 +112,7 @@ def test_files_and_folders_that_do_not_fit_name_themselves(tmp_path):
     with pytest.raises(WeightsError, match=r"rt.*tensors of DetrForObjectDetection are missing"):
         load_detr_weights(detector, str(tmp_path / "rt"), path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(WeightsError, match=r"empty cannot be had"):
+    with pytest.raises(WeightsError, match=r"empty cannot be loaded"):
         load_detr_weights(detector, str(tmp_path / "empty"), path)
 
 

@@ -1,6 +1,6 @@
-"""What the contract asks of the detectors with the head "query": the DETR family of transformers, member by member.
+"""The contract of detectors with the head "query", checked for every member of the DETR family of transformers.
 
-What is asked of every head is in test_detectors.py and test_steps.py; models of other kinds in test_strangers.py.
+The contract of all heads is in test_detectors.py and test_steps.py; models of unknown classes: test_unknown_models.py.
 
 Shape shorthand: see sed.core.structures.
 """
@@ -21,7 +21,7 @@ from sed.core.views import downscale
 from sed.detectors import wrap
 from sed.detectors.detr import QueryDetector
 from tests.reference.cases import query
-from tests.reference.detectors import answers, make_images, make_labeled
+from tests.reference.detectors import make_images, make_labeled, predict_all
 from tests.reference.transformers_case import build_member
 
 pytestmark = query
@@ -63,20 +63,21 @@ def test_shapes_and_kind_of_head(case, detector, training):
         assert ((found.boxes >= 0) & (found.boxes <= 1)).all()
 
 
-def test_the_picture_matters(case, detector):
-    """Or else the other tests would see nothing."""
+def test_predictions_depend_on_the_image(case, detector):
+    """Predictions depend on the image; otherwise the other tests could not fail."""
     detector.eval()
     one, other = (
-        answers(detector, make_images(((64, 64),), seed=s).pad_to_multiple(detector.size_divisibility)) for s in (1, 2)
+        predict_all(detector, make_images(((64, 64),), seed=seed).pad_to_multiple(detector.size_divisibility))
+        for seed in (1, 2)
     )
     assert (one["query logits"] - other["query logits"]).abs().mean() > 0.01
 
 
 def test_the_queries_of_training_are_those_of_inference(case, detector):
-    """Group DETR's other groups and what is denoised stay inside the library."""
+    """Group DETR's other groups and the denoising queries are left out."""
     images = padded(detector)
-    expected = answers(detector.eval(), images)
-    for name, value in answers(without_noise(detector), images).items():
+    expected = predict_all(detector.eval(), images)
+    for name, value in predict_all(without_noise(detector), images).items():
         torch.testing.assert_close(value, expected[name], atol=1e-4, rtol=1e-4)
 
 
@@ -103,7 +104,7 @@ def test_pixels_are_normalised_as_the_processor_does(case, detector):
 
 # ---------------------------------------------------------------------------------------------- frames and padding
 def labels_of(detector, batch):
-    """What the wrapped model gets as `labels`."""
+    """The `labels` that the wrapped model is called with."""
     seen = []
 
     def listen(module, arguments, keywords):
@@ -116,7 +117,7 @@ def labels_of(detector, batch):
 
 
 def test_boxes_are_fractions_of_the_frame_on_both_views(case, detector):
-    """Where pixel_mask is read the frame is the image, else the padded tensor; halving moves no fraction."""
+    """Of the image where pixel_mask is read, else of the padded tensor; the half-size view has the same fractions."""
     batch = LabeledBatch(padded(detector), make_labeled(SIZES).targets)
     labels = labels_of(detector, batch)
     height, width = batch.images.padded_size
@@ -131,12 +132,12 @@ def test_boxes_are_fractions_of_the_frame_on_both_views(case, detector):
         torch.testing.assert_close(label["boxes"], own["boxes"])
 
 
-def test_what_is_learned_is_what_is_detected(case, detector):
-    """A model that answers with its labels is detected where the targets are, best first."""
+def test_a_model_that_predicts_its_labels_detects_the_targets(case, detector):
+    """A model that predicts its labels has its detections at the targets, best first."""
     batch = make_labeled(SIZES)
     labels = labels_of(detector, batch)
 
-    def answer(module, arguments, output):
+    def predict_labels(module, arguments, output):
         output.logits = torch.full_like(output.logits, -9.0)
         for n, label in enumerate(labels):
             output.pred_boxes[n, 1:3] = label["boxes"]
@@ -144,7 +145,7 @@ def test_what_is_learned_is_what_is_detected(case, detector):
             output.logits[n, 2, label["class_labels"][1]] = 6.0
         return output
 
-    hook = detector.model.register_forward_hook(answer)
+    hook = detector.model.register_forward_hook(predict_labels)
     for found, target in zip(detector.eval().detect(batch.images), batch.targets, strict=True):
         torch.testing.assert_close(found.boxes[:2], target.boxes.flip(0), atol=1e-3, rtol=0)
         assert torch.equal(found.classes[:2], target.classes.flip(0))
@@ -154,18 +155,18 @@ def test_what_is_learned_is_what_is_detected(case, detector):
 
 
 def test_boxes_are_cut_at_the_image(case, detector):
-    def answer(module, arguments, output):
+    def predict_large_boxes(module, arguments, output):
         output.pred_boxes = torch.tensor([0.5, 0.5, 1.5, 1.5]).expand_as(output.pred_boxes)
         return output
 
-    hook = detector.model.register_forward_hook(answer)
+    hook = detector.model.register_forward_hook(predict_large_boxes)
     for found, (height, width) in zip(detector.eval().detect(make_images(SIZES)), SIZES, strict=True):
         assert torch.equal(found.boxes, torch.tensor([0.0, 0, width, height]).expand_as(found.boxes))
     hook.remove()
 
 
 def test_more_padding(case, detector):
-    """METHOD 10.7, where the mask is read and the backbone is a convolution; for the rest see `reads_mask`.
+    """docs/method.md 10.7, where the mask is read and the backbone is convolutional; for others see `reads_mask`.
 
     The padding's far border lies off the convolutions' reach in both batches.
     """
@@ -189,7 +190,7 @@ def test_more_padding(case, detector):
 
 # ---------------------------------------------------------------------------------------------- losses
 def test_parts_add_up_to_the_librarys_own_loss(case, detector):
-    """Also where one image holds nothing, and where boxes outnumber queries."""
+    """Also for an image without boxes, and for more boxes than queries."""
     two, none = make_labeled(SIZES).targets[0], make_labeled(SIZES, empty=True).targets[0]
     many = Targets(two.boxes.repeat(8, 1), two.classes.repeat(8))
     for targets in ((two, none), (none, many)):
@@ -200,8 +201,8 @@ def test_parts_add_up_to_the_librarys_own_loss(case, detector):
         assert sum(losses.values()).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_query_cls_moves_no_weight_that_only_boxes_move(case, detector):
-    """Pseudo-labels train classes alone: the last layer's box head must not move with them."""
+def test_query_cls_has_no_gradient_to_the_box_head(case, detector):
+    """`query_cls` has no gradient to the last layer's box head, so that pseudo-labels can train classes alone."""
     losses = detector.train().supervised_losses(make_labeled(SIZES))
     weights = {name: weight for name, weight in detector.named_parameters() if weight.requires_grad}
     moved = {}
@@ -213,7 +214,7 @@ def test_query_cls_moves_no_weight_that_only_boxes_move(case, detector):
 
 
 def test_a_batch_after_inference_mode_trains(case, detector):
-    """What the library caches while it evaluates does not stand in the way."""
+    """What the library caches in inference mode does not break the training step after it."""
     with torch.inference_mode():
         detector.eval().detect(make_images(SIZES))
     sum(detector.train().supervised_losses(make_labeled(SIZES)).values()).backward()
@@ -223,7 +224,7 @@ def test_a_batch_after_inference_mode_trains(case, detector):
     assert all(grad.isfinite().all() for grad in grads)
 
 
-def test_a_view_with_fewer_places_than_queries_says_so(case):
+def test_a_view_with_fewer_places_than_queries_is_one_clear_error(case):
     name = "two_stage_num_proposals" if "two_stage" in case.key else "num_queries"
     detector = case.build(**({"num_detection_tokens": 40} if case.key == "yolos" else {name: 40}))
     side = detector.size_divisibility
@@ -263,7 +264,7 @@ def test_a_frozen_model_is_wrapped_too(case):
 
 
 def test_fewer_queries_than_groups(case):
-    """Group DETR's loss cannot be had in eval mode then; training needs no such luck."""
+    """Group DETR then has no loss in eval mode; it still has one in train mode."""
     name = "two_stage_num_proposals" if "two_stage" in case.key else "num_queries"
     detector = case.build(**({"num_detection_tokens": 2} if case.key == "yolos" else {name: 2}))
     assert detector.num_queries == 2
@@ -271,7 +272,7 @@ def test_fewer_queries_than_groups(case):
 
 
 def test_the_teacher_averages_weights_and_statistics(case, detector):
-    """Eq. 4 over everything that floats; a weight that two layers share counts once."""
+    """Eq. 4 over all float parameters and buffers; a weight shared by two layers is averaged once."""
     teacher, rate = Teacher(detector), 0.75
     old = copy.deepcopy(teacher.module.state_dict())
     with torch.no_grad():

@@ -17,7 +17,7 @@ from sed.methods.base import Schedule
 from sed.methods.build import build_method
 from sed.options.methods import PseudoLabelOptions, SEDOptions, SEDPlusOptions
 from tests.reference.cases import two_stage
-from tests.reference.detectors import answers, make_images, make_labeled, make_unlabeled
+from tests.reference.detectors import make_images, make_labeled, make_unlabeled, predict_all
 
 SIZES = ((64, 64), (50, 60))
 SCHEDULE = Schedule(burn_in=2, max_iter=10, first_drop=8)
@@ -93,7 +93,7 @@ def test_the_losses_of_proposals_alone_are_the_stock_models(case, detector, empt
 
 
 def test_exported_weights_load_in_the_stock_model(case, tmp_path):
-    """`model_final.pth` needs nothing of this project."""
+    """`model_final.pth` loads without this project."""
     detector, stock = case.exported(tmp_path)
     state = stock.state_dict()
     more = state.keys() - detector.plain_state_dict().keys()
@@ -103,15 +103,15 @@ def test_exported_weights_load_in_the_stock_model(case, tmp_path):
 
 
 def test_a_teacher_is_a_detector_of_its_own(case, detector):
-    """Its copy answers like the student, in eval mode, and shares no weight with it."""
+    """The copy has the student's predictions, is in eval mode and shares no weight with it."""
     teacher = Teacher(detector)
     images = make_images(SIZES).pad_to_multiple(detector.size_divisibility)
     detector.eval()
-    expected = {name: value.detach() for name, value in answers(detector, images).items()}
+    expected = {name: value.detach() for name, value in predict_all(detector, images).items()}
     with torch.no_grad():
         for weight in detector.parameters():
             weight.mul_(3.0)
-    copied, moved = answers(teacher.module, images), answers(detector, images)
+    copied, moved = predict_all(teacher.module, images), predict_all(detector, images)
     for name, value in expected.items():
         torch.testing.assert_close(copied[name], value)
         assert not copied[name].requires_grad
@@ -131,7 +131,7 @@ TERMS = {"sed": BOTH, "sed_anchored": BOTH, "sed_plus": ("pseudo", "pseudo_half"
 
 @pytest.mark.parametrize("name", METHODS)
 def test_one_step_of_a_method(case, detector, name):
-    """Every term of it is there, finite and at work; every weight learns; the teacher follows."""
+    """Every loss is there, finite and positive; every weight gets a gradient; the teacher is updated."""
     kind, options = METHODS[name]
     method = build_method(kind, detector, SCHEDULE, options).train()
     optimizer = torch.optim.SGD([p for p in detector.parameters() if p.requires_grad], lr=1e-4)
@@ -184,16 +184,16 @@ def test_autocast_trains_in_bf16(case, detector):
     # of its bf16 weight gradient unset
     sizes = ((128, 128), (100, 120))
     images = make_images(sizes).pad_to_multiple(detector.size_divisibility)
-    exact, *_ = answers(detector.eval(), images).values()
+    exact, *_ = predict_all(detector.eval(), images).values()
     with torch.autocast("cpu", torch.bfloat16):
-        low, *_ = answers(detector, images).values()
+        low, *_ = predict_all(detector, images).values()
     torch.manual_seed(4)
     labeled = sum(method.train().supervised(make_labeled(sizes)).values()).item()
     torch.manual_seed(4)
     with torch.autocast("cpu", torch.bfloat16):
         losses = method(make_labeled(sizes), make_unlabeled(sizes), 5)
     assert low.dtype == torch.bfloat16
-    if "query" in case.heads:  # which places become queries may hang on the rounding; which anchors are sampled, too
+    if "query" in case.heads:  # rounding may change which locations become queries, and which anchors are sampled
         assert sum(loss.item() for key, loss in losses.items() if key.startswith("sup/")) == pytest.approx(labeled, 0.1)
     else:
         assert (low - exact).abs().mean() < 0.1 * exact.abs().mean()

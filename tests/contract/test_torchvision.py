@@ -22,7 +22,7 @@ from tests.reference.detectors import make_detector, make_images, make_labeled, 
 
 
 def test_frozen_stages_and_frozen_bn():
-    """The paper: stem and first stage frozen, every BN in eval mode (METHOD 9)."""
+    """The paper: stem and first stage frozen, every BN in eval mode (docs/method.md 9)."""
     detector = make_detector("resnet_rcnn").train()
     before = {k: v.clone() for k, v in detector.state_dict().items() if "running" in k}
     sum(detector.supervised_losses(make_labeled()).values()).backward()
@@ -58,7 +58,7 @@ def test_anchor_sizes_must_fit_the_pyramid():
 
 
 def test_the_channel_that_stands_for_no_class_is_never_detected():
-    """torchvision's RetinaNet has one for label 0; nothing trains it to be silent but the focal loss."""
+    """torchvision's RetinaNet has a logit for label 0; only the focal loss keeps it low."""
     detector = make_detector("resnet_retinanet").eval()
     with torch.no_grad():
         detector.model.head.classification_head.cls_logits.bias.view(-1, detector.num_classes + 1)[:, 0] = 5.0
@@ -99,7 +99,7 @@ def test_a_single_map_trains_on_the_anchors_that_have_a_partner():
     assert all(p.grad.isfinite().all() for p in detector.parameters())
 
 
-def test_a_single_map_whose_sizes_are_no_factor_2_apart_is_told_what_to_set():
+def test_the_error_for_a_single_map_without_pairs_of_sizes_names_the_key_to_set():
     detector = wrap(one_map_model((16, 24)))
     method = SED(detector, Schedule(burn_in=1, max_iter=4, first_drop=3), SEDOptions(regions_per_view=8)).train()
     with pytest.raises(ValueError, match=r"sizes \[16.0, 24.0\]\); set MODEL.ANCHOR_GENERATOR.SIZES to .* factor 2"):

@@ -1,4 +1,4 @@
-"""Pretrained weights: local files, torchvision's enums, and one clear error where they cannot be had."""
+"""Pretrained weights: local files, torchvision's enums, and one clear error where they cannot be loaded."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_other_classes_start_the_classifier_fresh(tmp_path):
 
 
 def test_coco_weights_map_their_91_rows_to_80_classes(monkeypatch):
-    """COCO_V1 has 91 outputs of which 81 are used; the enum's own names say which."""
+    """COCO_V1 has 91 outputs, of which 81 are used: those that the enum has a name for."""
     torch.manual_seed(7)
     stock = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91)
     monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda self, *a, **k: stock.state_dict())

@@ -46,12 +46,12 @@ def test_dense_terms_equal_the_literal_form(kind, symmetric, classes):
     pairs = level_pairs(classes=classes)
     found = dense_consistency(pairs, mean(), symmetric, KINDS[kind]).box
     distances = []
-    for told, own in pairs:
-        for n in range(told.logits.shape[0]):
-            for a in range(told.logits.shape[1]):
-                if not (told.valid[n, a] and own.valid[n, a]):
+    for target_side, own in pairs:
+        for n in range(target_side.logits.shape[0]):
+            for a in range(target_side.logits.shape[1]):
+                if not (target_side.valid[n, a] and own.valid[n, a]):
                     continue
-                target = told.deltas[n, a] if symmetric else told.deltas[n, a].detach()
+                target = target_side.deltas[n, a] if symmetric else target_side.deltas[n, a].detach()
                 distances.append(literal_distance(kind, target, own.deltas[n, a]))
     slow = sum(distances) / max(len(distances), 1)
     assert 0 < len(distances)
@@ -65,20 +65,20 @@ def test_dense_terms_equal_the_literal_form(kind, symmetric, classes):
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("agnostic", [False, True])
 def test_region_terms_equal_the_literal_form(kind, symmetric, agnostic):
-    told, own = regions(1, (14, 0, 15), agnostic=agnostic), regions(2, (14, 0, 15), agnostic=agnostic)
-    found = region_consistency(told, own, mean(), symmetric, KINDS[kind]).box
+    target_side, own = regions(1, (14, 0, 15), agnostic=agnostic), regions(2, (14, 0, 15), agnostic=agnostic)
+    found = region_consistency(target_side, own, mean(), symmetric, KINDS[kind]).box
     total = 0.0
-    for r in range(told.logits.shape[0]):
-        p, q = told.logits[r].softmax(-1).detach(), own.logits[r].softmax(-1).detach()
+    for r in range(target_side.logits.shape[0]):
+        p, q = target_side.logits[r].softmax(-1).detach(), own.logits[r].softmax(-1).detach()
         for c in range(3):
             column = 0 if agnostic else c
-            target = told.deltas[r, column] if symmetric else told.deltas[r, column].detach()
+            target = target_side.deltas[r, column] if symmetric else target_side.deltas[r, column].detach()
             distance = literal_distance(kind, target, own.deltas[r, column])
             weight = float(p[c] + q[c]) / 2 if symmetric else float(p[c])
             total = total + weight * distance
-    slow = total / told.logits.shape[0]
+    slow = total / target_side.logits.shape[0]
     assert slow > 0
-    inputs = [told.deltas, own.deltas]
+    inputs = [target_side.deltas, own.deltas]
     for one, other in zip(values_and_gradients(found, inputs)[1], values_and_gradients(slow, inputs)[1], strict=True):
         torch.testing.assert_close(one, other)
     torch.testing.assert_close(found, slow)
@@ -113,17 +113,17 @@ def test_query_terms_equal_the_literal_form(softmax):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_equal_predictions_cost_nothing(kind, symmetric):
-    told = regions(1)
-    own = RegionPrediction(told.logits, told.deltas.detach().requires_grad_(), told.counts)
-    box = region_consistency(told, own, mean(), symmetric, KINDS[kind]).box
+def test_equal_predictions_have_zero_loss(kind, symmetric):
+    target_side = regions(1)
+    own = RegionPrediction(target_side.logits, target_side.deltas.detach().requires_grad_(), target_side.counts)
+    box = region_consistency(target_side, own, mean(), symmetric, KINDS[kind]).box
     assert box.item() == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_region_is_a_differentiable_zero(kind):
-    told, own = regions(1, (0, 0)), regions(2, (0, 0))
-    box = region_consistency(told, own, mean(), False, KINDS[kind]).box
+    target_side, own = regions(1, (0, 0)), regions(2, (0, 0))
+    box = region_consistency(target_side, own, mean(), False, KINDS[kind]).box
     assert box.item() == 0
     box.backward()
 

@@ -51,7 +51,7 @@ def test_dense_terms_equal_the_literal_form(symmetric, classes, valid):
         torch.testing.assert_close(gradients(own, leaves(pairs)), gradients(other, leaves(pairs)))
 
 
-def test_the_target_side_has_gradient_in_equation_2_alone():
+def test_the_target_has_a_gradient_in_equation_2_alone():
     pairs = level_pairs()
     for symmetric in (False, True):
         loss = sum(dense_consistency(pairs, histogram(10), symmetric))
@@ -63,7 +63,7 @@ def test_the_target_side_has_gradient_in_equation_2_alone():
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_equal_predictions_cost_nothing_and_move_nothing(kind, symmetric):
+def test_equal_predictions_have_zero_loss_and_zero_gradient(kind, symmetric):
     one = dense_level(0, classes=3, dtype=torch.float32, valid=False)
     other = replace(
         one,
@@ -137,7 +137,7 @@ def test_order_of_anchors_and_levels_and_doubled_images_change_nothing(symmetric
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_padding_changes_no_loss(kind, symmetric):
-    """METHOD 10.7: the same image on a larger canvas; what the network says of the padding is arbitrary."""
+    """docs/method.md 10.7: the same image with more padding; the predictions on padding are arbitrary."""
     size, per_cell, f = (24, 40), 2, 3
     tight = (3, 5)
     pair = tuple(dense_level(seed, f, tight, images=1, per_cell=per_cell, classes=2) for seed in (0, 1))
@@ -169,7 +169,7 @@ def test_nothing_but_padding_is_a_differentiable_zero(kind, symmetric):
 
 
 def stub_detector(images, levels, per_cell=2):
-    """Scale-equivariant by construction: level f pools the picture to one value a cell of 2^f pixels."""
+    """Scale-equivariant by construction: level f pools the image to one value a cell of 2^f pixels."""
     found = []
     for f in levels:
         cells = F.avg_pool2d(images.tensor, 2**f).mean(1)  # [N, rows, columns]
@@ -219,7 +219,7 @@ def test_half_precision_predictions_are_compared_in_float32(dtype):
     assert all(torch.isfinite(grad).all() for grad in gradients(sum(loss), leaves(pairs)))
 
 
-def test_unequal_sides_are_refused():
+def test_predictions_of_unequal_shapes_are_refused():
     with pytest.raises(ValueError, match=r"level 3.*\(2, 12, 1\).*pair_levels"):
         dense_consistency([(dense_level(0), dense_level(1, grid=(2, 2)))], mean(), False)
     with pytest.raises(ValueError, match="at least one"):
@@ -256,7 +256,7 @@ def test_no_region_is_a_differentiable_zero(kind, symmetric, agnostic):
     assert student.deltas.grad.shape == student.deltas.shape
 
 
-def test_boxes_of_the_background_have_no_say():
+def test_the_box_term_ignores_background_regions():
     target, student = regions(5), regions(6)
     background = torch.tensor([-60.0, -60, -60, 60], dtype=torch.float64).expand(9, 4)
     loss = region_consistency(replace(target, logits=background), student, mean(), False)
@@ -273,8 +273,8 @@ def test_region_box_weights_carry_no_gradient():
         assert torch.equal(grad, torch.zeros_like(grad))
 
 
-def test_a_step_s_terms_leave_autograd_little_to_keep():
-    """D keeps p - t alone, the re-weighting its weights: two tensors of the logits' size, and the masks."""
+def test_a_step_saves_few_tensors_for_backward():
+    """For backward, D keeps p - t and the re-weighting its weights: two tensors of the logits' size, and the masks."""
     one, other = (dense_level(s, grid=(40, 50), images=1, per_cell=5, dtype=torch.float32) for s in (0, 1))
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
@@ -287,7 +287,7 @@ def test_a_step_s_terms_leave_autograd_little_to_keep():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_no_loss_waits_for_the_device(kind, symmetric):
-    """Tensors on "meta" have shapes and no values: whatever would read one back fails."""
+    """Tensors on "meta" have shapes and no values: code that reads one back fails."""
 
     def on_meta(item):
         tensors = {"logits", "deltas", "valid"} & set(vars(item))

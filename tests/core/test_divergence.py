@@ -1,4 +1,4 @@
-"""D itself, and METHOD 10's numbers for it; the terms that are made of it are in test_consistency.py."""
+"""The KL divergence D by itself, and its numbers of docs/method.md 10; the loss terms: test_consistency.py."""
 
 import math
 
@@ -14,7 +14,7 @@ def logit(*probabilities):
     return torch.tensor(probabilities, dtype=torch.float64).logit()
 
 
-# ---------------------------------------------------------------- METHOD 10
+# ---------------------------------------------------------------- docs/method.md 10
 
 
 def test_method_10_1_bernoulli_values():
@@ -52,7 +52,7 @@ def test_method_10_3_gradient_is_p_minus_t():
     (grad,) = torch.autograd.grad(categorical_kl(target, logits).sum(), logits)
     assert grad[0].tolist() == pytest.approx([-0.2228, -0.1864, 0.4092], abs=5e-5)
     assert float(grad.abs().sum()) == pytest.approx(0.8184, abs=5e-5)
-    # METHOD 6: g is half the gradient norm
+    # docs/method.md 6: g is half the gradient norm
     assert float(categorical_disagreement(target, logits)) == pytest.approx(float(grad.abs().sum()) / 2)
 
 

@@ -1,4 +1,4 @@
-"""Alg. 1 as a step calls it: what is refused, all pairs at once, devices, dtypes, memory. Values: test_matching.py."""
+"""Alg. 1 as a step calls it: errors, all pairs at once, devices, dtypes, memory. Its values: test_matching.py."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def match(one, other, weight=1.0):
     return partners
 
 
-# ---------------------------------------------------------------- refused
+# ---------------------------------------------------------------- errors
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_pairs_together_equal_pairs_alone(softmax):
 
 
 def test_one_transfer_serves_all_pairs(monkeypatch):
-    """`.cpu()` waits for the device; so would the others, which nobody calls."""
+    """`.cpu()` waits for the device and is called once; the others would wait too and are not called."""
     seen = dict.fromkeys(("cpu", "item", "tolist", "__bool__", "__float__", "__int__"), 0)
     pairs = [tuple(random_queries(30 + 2 * i + j) for j in (0, 1)) for i in range(3)]
     for name in seen:
@@ -84,7 +84,7 @@ def test_one_transfer_serves_all_pairs(monkeypatch):
 
 
 def test_the_cost_does_not_wait_for_the_device():
-    """Tensors on "meta" have shapes and no values: whatever would read one back fails."""
+    """Tensors on "meta" have shapes and no values: code that reads one back fails."""
     one, other = (random_queries(seed) for seed in (0, 1))
     one, other = (replace(v, logits=v.logits.to("meta"), boxes=v.boxes.to("meta")) for v in (one, other))
     assert match_cost(one, other).is_meta
@@ -126,7 +126,7 @@ def test_matching_has_no_gradient_and_changes_nothing(softmax):
 
 
 class Largest(TorchDispatchMode):
-    """The most numbers that one tensor had."""
+    """The number of elements of the largest tensor."""
 
     numel = 0
 

@@ -1,5 +1,5 @@
-"""Alg. 1 (METHOD 5): the cost and the assignment. What a call takes and costs: test_match_views.py. The terms on the
-matched pairs: test_query_consistency.py.
+"""Alg. 1 (docs/method.md 5): the cost and the assignment. What a call takes and costs: test_match_views.py. The terms
+on the matched pairs: test_query_consistency.py.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def is_permutation(partners):
     return torch.equal(partners.sort(1).values, every)
 
 
-# ---------------------------------------------------------------- METHOD 10
+# ---------------------------------------------------------------- docs/method.md 10
 
 
 @pytest.mark.parametrize("frame", [(40.0, 40.0), (100.0, 31.0)])
@@ -78,7 +78,7 @@ def test_sigmoid_divergence_by_hand():
 
 @HEADS
 def test_divergence_is_log_2_at_most_for_a_distribution(softmax):
-    """Opposite certainties: ln 2, and for a sigmoid head ln 2 for every class that differs."""
+    """Opposite predictions with probability 1: ln 2; for a sigmoid head ln 2 for every class that differs."""
     box = torch.tensor([[[0.5, 0.5, 0.2, 0.2]]], dtype=torch.float64)
     one = QueryPrediction(torch.tensor([[[80.0, -80, -80]]], dtype=torch.float64), box, softmax)
     other = QueryPrediction(torch.tensor([[[-80.0, 80, -80]]], dtype=torch.float64), box, softmax)
@@ -107,8 +107,8 @@ def test_assignment_equals_a_search_over_all_permutations(softmax, count, seed):
     assert match(one, other).tolist() == [literal.best_permutation(c.tolist()) for c in cost]
 
 
-def test_the_assignment_is_the_whole_s_best_not_each_row_s():
-    """Both rows like column 0 best; the second would lose more by going without."""
+def test_the_assignment_minimises_the_total_cost_not_that_of_each_row():
+    """Column 0 is the cheapest for both rows; row 1 gets it, because its other column costs more."""
     box = [(0, 0, 1, 1)] * 2
     one = from_probabilities([[0.75, 0.25], [0.9, 0.1]], box)
     other = from_probabilities([[0.9, 0.1], [0.3, 0.7]], box)
@@ -129,7 +129,7 @@ def test_equal_views_match_themselves(softmax, dtype):
 
 
 @HEADS
-def test_permuted_queries_permute_the_answer_and_leave_the_pairs(softmax):
+def test_permuted_queries_permute_the_assignment_and_keep_the_pairs(softmax):
     one, other = (random_queries(seed, images=3, count=6, softmax=softmax) for seed in (4, 5))
     before = match(one, other)
     p, q = orders(1, 3, 6), orders(2, 3, 6)
@@ -160,7 +160,7 @@ def test_many_queries_find_themselves_in_another_view(softmax, dtype):
 
 
 @HEADS
-def test_without_lambda_boxes_have_no_say_and_with_a_large_one_classes_have_none(softmax):
+def test_lambda_0_matches_by_classes_alone_and_a_large_lambda_by_boxes_alone(softmax):
     one = random_queries(10, count=6, softmax=softmax)
     classes, places = orders(4, 2, 6), orders(5, 2, 6)
     other = replace(reorder(one, classes), boxes=reorder(one, places).boxes)
@@ -173,7 +173,7 @@ def test_without_lambda_boxes_have_no_say_and_with_a_large_one_classes_have_none
 @HEADS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_images_without_any_confident_query_match_by_their_boxes(softmax, dtype):
-    """All "no object", or all sigmoids near 0: the classes say nothing, and nothing breaks."""
+    """All "no object", or all sigmoids near 0: the classes carry no information."""
     one = random_queries(11, images=2, count=20, softmax=softmax, dtype=dtype)
     with torch.no_grad():
         one.logits.mul_(0.1)
@@ -190,14 +190,14 @@ def test_images_without_any_confident_query_match_by_their_boxes(softmax, dtype)
     assert torch.isfinite(grad).all()
 
 
-# ---------------------------------------------------------------- what is not a number
+# ---------------------------------------------------------------- NaN and infinity
 
 
 @HEADS
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
 @pytest.mark.parametrize("where", ["logits", "boxes"])
 @pytest.mark.parametrize("sides", [(0,), (1,), (0, 1)])
-def test_queries_that_are_no_number_leave_the_others_their_partners(softmax, bad, where, sides):
+def test_queries_with_nan_leave_the_others_their_partners(softmax, bad, where, sides):
     one = random_queries(13, images=2, count=30, softmax=softmax, dtype=torch.float32)
     order = orders(7, 2, 30)
     views = [one, reorder(nearly(one, 14), order)]
@@ -216,14 +216,14 @@ def test_queries_that_are_no_number_leave_the_others_their_partners(softmax, bad
         assert torch.equal(partners[0][~lost], expected[0][~lost])
         loss = sum(query_consistency(*views, partners, mean(), False))
         assert not torch.isfinite(loss)
-    else:  # a sigmoid of infinity is 0 or 1: an extreme opinion
+    else:  # a sigmoid of infinity is 0 or 1, a valid probability
         assert torch.isfinite(match_cost(*views)).all()
 
 
 @HEADS
 @pytest.mark.parametrize("seed", range(3))
-def test_the_rest_is_matched_as_if_the_broken_queries_were_not_there(softmax, seed):
-    """A broken query of each view: they get each other, for whatever else they took would be lost too."""
+def test_the_other_queries_are_matched_as_if_those_with_nan_were_absent(softmax, seed):
+    """One query with NaN in each view: they are matched with each other, so that no good pair is lost."""
     one, other = (random_queries(seed + 10 * i, images=1, count=6, softmax=softmax) for i in (1, 2))
     expected = torch.full((6,), 4)
     left = torch.tensor([0, 1, 3, 4, 5])  # without query 2 of the first view and 4 of the second

@@ -1,4 +1,4 @@
-"""Eq. 2 and Eq. 3 over matched queries (METHOD 5); the matching itself is in test_matching.py."""
+"""Eq. 2 and Eq. 3 over matched queries (docs/method.md 5); the matching itself is in test_matching.py."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def edited(view, edit):
 
 
 def test_softmax_values_by_hand():
-    """METHOD 10.2's first two targets; the student has them in the other order."""
+    """The first two targets of docs/method.md 10.2; the student has them in the other order."""
     target = QueryPrediction(
         torch.tensor([[[0.7, 0.2, 0.1], [0.05, 0.05, 0.9]]], dtype=torch.float64).log(),
         torch.tensor([[[0.5, 0.5, 0.2, 0.4], [0.1, 0.2, 0.1, 0.1]]], dtype=torch.float64),
@@ -111,7 +111,7 @@ def test_values_and_gradients_equal_the_literal_form(softmax, symmetric, kind):
 
 @SIDES
 @HEADS
-def test_the_target_side_has_gradient_in_equation_2_alone(softmax, symmetric):
+def test_the_target_has_a_gradient_in_equation_2_alone(softmax, symmetric):
     target, student, partners = two_views(softmax)
     loss = sum(query_consistency(target, student, partners, histogram(10), symmetric))
     found = gradients(loss, leaves(student, target))
@@ -121,7 +121,7 @@ def test_the_target_side_has_gradient_in_equation_2_alone(softmax, symmetric):
 @pytest.mark.parametrize("kind", ["histogram", "none", "ohem"])
 @HEADS
 def test_gradcheck_of_equation_3(softmax, kind):
-    """In the student's side; the target's has no gradient by design, and focal's g is a constant by design."""
+    """With respect to the student; by design the target has no gradient, and g of focal is a constant."""
     target, student, partners = two_views(softmax)
 
     def losses(logits, boxes):
@@ -132,7 +132,7 @@ def test_gradcheck_of_equation_3(softmax, kind):
 
 
 @HEADS
-def test_gradcheck_of_equation_2_s_box_term_in_both_sides(softmax):
+def test_gradcheck_of_equation_2_s_box_term_for_both_views(softmax):
     target, student, partners = two_views(softmax)
 
     def box(own, other):
@@ -145,7 +145,7 @@ def test_gradcheck_of_equation_2_s_box_term_in_both_sides(softmax):
 @pytest.mark.parametrize("kind", ["histogram", "none", "focal"])
 @HEADS
 def test_equation_2_s_gradient_is_that_of_equation_3_in_each_direction(softmax, kind):
-    """D(sg P || P^) + D(sg P^ || P): each side learns from the other one as a constant, with one histogram."""
+    """D(sg P || P^) + D(sg P^ || P): each prediction learns from the other as a constant, with one histogram."""
     target, student, partners = two_views(softmax)
     both = query_consistency(target, student, partners, reweight_of(kind), True).cls
     forth = query_consistency(target, student, partners, reweight_of(kind), False).cls
@@ -162,8 +162,8 @@ def test_equation_2_s_gradient_is_that_of_equation_3_in_each_direction(softmax, 
 @SIDES
 @HEADS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_equal_predictions_cost_nothing_and_move_nothing(softmax, symmetric, kind, dtype):
-    """Exactly: also where the student has its queries in another order and the matching finds out."""
+def test_equal_predictions_have_zero_loss_and_zero_gradient(softmax, symmetric, kind, dtype):
+    """Exactly, also where the matching has to undo another order of the student's queries."""
     target, _, order = two_views(softmax, dtype=dtype)
     student = edited(reorder(target, order), lambda x: x.detach().requires_grad_())
     (partners,) = match_views([(target, student)])
@@ -274,7 +274,7 @@ def test_half_precision_predictions_are_compared_in_float32(softmax, dtype):
 @SIDES
 @HEADS
 def test_no_loss_waits_for_the_device(softmax, symmetric, kind):
-    """Tensors on "meta" have shapes and no values: whatever would read one back fails."""
+    """Tensors on "meta" have shapes and no values: code that reads one back fails."""
     target, student, partners = two_views(softmax)
     target, student = (edited(v, lambda x: x.detach().to("meta").requires_grad_()) for v in (target, student))
     loss = sum(query_consistency(target, student, partners.to("meta"), reweight_of(kind), symmetric))

@@ -51,7 +51,7 @@ def test_no_sample_is_a_differentiable_zero(kind, shape):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_the_mask_hides_has_no_say(kind):
+def test_samples_outside_the_mask_change_nothing(kind):
     kl, g, mask = samples(4)
     reweight = make_reweight(kind, bins=7)
     expected = reweight(kl, g, mask)
@@ -106,7 +106,7 @@ def test_nan_disagreement_keeps_its_index_in_range():
         assert loss.item() == pytest.approx(0.1)
 
 
-def test_limits_of_the_rivals_are_the_mean():
+def test_ohem_and_focal_have_the_mean_as_their_limit():
     kl, g, mask = samples(8)
     expected = mean()(kl, g, mask)
     torch.testing.assert_close(focal(0.0)(kl, g, mask), expected)
@@ -144,13 +144,13 @@ def test_g_gets_no_gradient(kind):
         (lambda: focal(-1.0), "gamma"),
     ],
 )
-def test_bad_choices_are_refused(make, message):
+def test_invalid_options_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
 def test_counts_of_all_processes_make_the_mean_of_their_losses_the_loss_of_the_whole_batch():
-    """Two processes, simulated: each adds what the other has counted."""
+    """Two processes, simulated: each adds the counts of the other."""
     halves = [[value.detach() for value in samples(seed)] for seed in (11, 12)]
     seen = []
     for half in halves:

@@ -22,7 +22,7 @@ def test_step_policy_drops_at_the_first_learning_rate_drop():
     assert rates == [0.99, 0.99, 0.9, 0.9]
 
 
-def test_constant_policy_knows_no_step():
+def test_constant_policy_is_independent_of_the_step():
     rates = {ema_rate(step, policy="constant", burn_in=0, **PAPER) for step in range(0, 180_000, 9999)}
     assert rates == {0.99}
 

@@ -131,7 +131,7 @@ def test_bad_input_is_refused():
 
 @pytest.mark.parametrize("rate", [0.0, 0.9])
 def test_update_does_not_wait_for_the_device(rate):
-    """On "meta" there is no value to read back."""
+    """Tensors on "meta" have no values: code that reads one back fails."""
     student = network().to("meta")
     Teacher(student).update(student, rate)
     with pytest.raises((NotImplementedError, RuntimeError)):

@@ -161,7 +161,7 @@ def fitting(sizes, level, canvas, place, height):
 
 @pytest.mark.parametrize("height", [64, 128])
 def test_the_anchor_that_fits_is_not_penalised_on_a_single_map(height):
-    """docs/method.md, section 2: with k paired with k, being right at both sizes would be the largest loss there is."""
+    """docs/method.md 2: with k paired with k, being right at both sizes would be the largest loss there is."""
     sizes = [32, 64, 128]
     full, small = fitting(sizes, 4, 256, 128, height), fitting(sizes, 4, 128, 64, height // 2)
     own = dense_consistency(pair_levels(single(full), single(small), 1), mean(), True)

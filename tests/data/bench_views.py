@@ -1,4 +1,4 @@
-"""Cost of two views against decode + resize, one core: `python tests/data/bench_views.py` (METHOD 13)."""
+"""Cost of two views against decode + resize, one core: `python tests/data/bench_views.py` (docs/benchmarks.md)."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def test_batch_and_learning_rate_follow_the_gpus(gpus, labelled, batch, rate):
     assert batch % gpus == 0
 
 
-def test_the_schedule_is_custom_yamls_for_small_sets_and_the_papers_for_large_ones():
+def test_the_schedule_is_custom_yaml_s_for_small_sets_and_the_paper_s_for_large_ones():
     got = suggest(100, 100, labelled=30)
     assert (got["SOLVER.MAX_ITER"], got["SOLVER.STEPS"], got["SEMI.BURN_IN"]) == (18000, (12000, 16000), 2000)
     assert suggest(100, 100, labelled=5011, gpus=2)["SOLVER.MAX_ITER"] == 40000  # VOC

@@ -1,4 +1,4 @@
-"""Weak geometry and the strong view (METHOD 2, METHOD 13)."""
+"""Resize and flip of the weak view, and the strong view (docs/method.md 2)."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_strong_view_follows_the_generator_alone() -> None:
 
 
 def test_frequencies_and_areas_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    """How often each op acts, and how large the cutouts are, over 2000 draws."""
+    """How often each operation is applied, and the areas of the cutouts, over 2000 draws."""
     seen: dict[str, list] = {"colour": [], "blur": [], "cutout": []}
     real_matrix, real_blur = augmentation.colour_matrix, augmentation.blur
     real_cut = StrongAugmentation._cut_out

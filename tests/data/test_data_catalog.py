@@ -1,4 +1,4 @@
-"""Reading data sets, and every fault of a json, a folder or a pair of sets (issue A, "Bad input")."""
+"""Reading data sets, and the error for every fault of a json, a folder or a pair of sets."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def test_unknown_source_lists_the_names() -> None:
     assert "digits_hard_tune" in known_names()
 
 
-def test_known_but_absent_coco_says_where_it_is_expected(tmp_path, monkeypatch) -> None:
+def test_the_error_for_absent_coco_names_where_it_is_expected(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     with pytest.raises(DataError, match=r"instances_val2017\.json is missing.*DETECTRON2_DATASETS"):
         load_dataset("coco_2017_val")
@@ -270,7 +270,7 @@ def test_equal_images_within_one_set_are_no_overlap(make_coco) -> None:
     check_disjoint(records[:2], records[2:], [])
 
 
-def test_files_of_equal_length_are_told_apart(tmp_path) -> None:
+def test_files_of_equal_length_are_distinguished(tmp_path) -> None:
     paths = [tmp_path / name for name in "ab"]
     paths[0].write_bytes(b"x" * 9000)
     paths[1].write_bytes(b"y" + b"x" * 8999)  # differs outside the 4 KiB of the middle

@@ -46,7 +46,7 @@ def codes(report):
 
 
 def assert_named(report, code, file, item):
-    """Some finding of this kind names the file and the item."""
+    """Whether a finding of this kind names the file and the item."""
     hits = [f for f in report.found.kept if f.code == code]
     assert any(f.file.endswith(file) and item in f.item for f in hits), hits
 
@@ -82,8 +82,8 @@ def test_every_kind_of_finding_has_a_fault_that_shows_it():
 
 
 @pytest.mark.parametrize("fault", [f for f in FAULTS if KINDS[f.code].severity != ERROR], ids=lambda f: f.code)
-def test_what_is_no_error_loads(small, fault):
-    """What the check calls a warning or a note, training accepts."""
+def test_sets_without_errors_load(small, fault):
+    """Sets with warnings and notes only are read by training without an error."""
     fault.plant(small)
     if any(KINDS[code].severity == ERROR for code in codes(run(small))):
         assert any(KINDS[code].severity == ERROR for code in fault.also)
@@ -106,7 +106,7 @@ def test_faults_of_the_config(small):
     assert [f.item for f in found.kept if f.code == "refused"] == ["SEMI.LABELED_PERCENT or _COUNT"]
 
 
-def test_what_only_the_loader_knows_is_an_error_too(small):
+def test_an_error_of_the_loader_alone_is_found_too(small):
     def read(source, root, labeled):
         raise DataError(f"{source}: I do not like it")
 
@@ -123,7 +123,7 @@ def test_a_split_is_counted_by_what_it_labels(small):
     assert all("before the split" in f.text for f in rare)
 
 
-def test_copies_within_a_split_set_are_told_as_what_training_makes_of_them(small):
+def test_copies_within_a_split_set_are_reported_by_the_roles_of_training(small):
     """Whether a copy within one json stops training depends on the side of the split that it falls on."""
     small.bare(70)
     small.bare(71)
@@ -150,7 +150,7 @@ def test_very_unequal_classes(small):
     assert_named(report, "classes-unequal", "train.json", "category fox")
 
 
-def test_a_text_for_a_number_is_hinted_at(small):
+def test_a_text_in_the_place_of_a_number_is_hinted_at(small):
     small.box(small.train, 3, [10, 70, 20, 20], image_id="3")
     report = run(small)
     (finding,) = report.found.kept

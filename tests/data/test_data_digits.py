@@ -1,4 +1,4 @@
-"""The digits benchmark (METHOD 12)."""
+"""The digits benchmark (docs/method.md 12)."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_of_somebody_else_is_not_touched(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_digits_set_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "digits").mkdir()
     (tmp_path / "digits" / "thesis.txt").write_text("mine")
     with pytest.raises(DataError, match="not a digits set"):

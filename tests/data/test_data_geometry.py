@@ -1,4 +1,4 @@
-"""A.2: rotate, translate, shear, before the views part."""
+"""Geometric augmentation (A.2): rotate, translate or shear, before the views are made."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def noise(height: int, width: int) -> np.ndarray:
 
 
 def hull(turn: Turn, box: list[float], size: tuple[int, int] = WIDE) -> list[float] | None:
-    """The turned box, rounded; None where it is dropped."""
+    """The transformed box, rounded; None where it is dropped."""
     boxes, kept = turn.boxes(np.array([box]), size)
     return boxes[0].round(6).tolist() if kept[0] else None
 
@@ -146,7 +146,7 @@ def test_level_scales_the_magnitude() -> None:
 
 
 @pytest.mark.parametrize("level", [-1.0, 10.5, math.nan])
-def test_a_level_that_is_none(level: float) -> None:
+def test_a_level_out_of_range(level: float) -> None:
     with pytest.raises(ValueError, match="a level from 0 to 10"):
         GeometricAugmentation(level)
 
@@ -205,7 +205,7 @@ def test_images_without_boxes(photo: dict, crowd: int) -> None:
 
 
 class Watch:
-    """A strong view that keeps what it gets, and where the generator was."""
+    """A strong view that records its input and the state of the generator."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[np.ndarray, int]] = []
@@ -215,10 +215,10 @@ class Watch:
         return 255 - image
 
 
-def test_the_views_share_the_turn_and_no_other_random_number_moves(photo: dict) -> None:
-    watch, before = Watch(), Watch()
+def test_the_views_share_the_geometry_and_no_other_random_number_changes(photo: dict) -> None:
+    recorder, before = Watch(), Watch()
     geometric = GeometricAugmentation(seed=2)
-    turned = Mapper((50, 90), 400, strong=watch, geometric=geometric, seed=2)
+    turned = Mapper((50, 90), 400, strong=recorder, geometric=geometric, seed=2)
     plain = Mapper((50, 90), 400, strong=before, seed=2)
     for position in range(12):
         weak, strong = turned.unlabeled(photo, position)
@@ -226,8 +226,8 @@ def test_the_views_share_the_turn_and_no_other_random_number_moves(photo: dict) 
         assert torch.equal(strong, 255 - weak)
         wanted = geometric.draw(UNLABELED, position).image(straight.permute(1, 2, 0).contiguous().numpy())
         assert np.array_equal(weak.permute(1, 2, 0).numpy(), wanted)
-        assert np.array_equal(watch.seen[position][0], wanted)
-        assert watch.seen[position][1] == before.seen[position][1]
+        assert np.array_equal(recorder.seen[position][0], wanted)
+        assert recorder.seen[position][1] == before.seen[position][1]
 
 
 def test_a_labelled_strong_view_is_turned_too(photo: dict) -> None:
@@ -239,8 +239,8 @@ def test_a_labelled_strong_view_is_turned_too(photo: dict) -> None:
         assert torch.equal(boxes.boxes, others.boxes)
 
 
-# ---------------------------------------------------------------------------------------------- told, configured
-def test_what_is_dropped_is_counted_and_told_once(caplog) -> None:
+# ---------------------------------------------------------------------------------------------- logged, configured
+def test_dropped_boxes_are_logged_once(caplog) -> None:
     away = record_of(Path("none.jpg"), [[0, 0, 1, 1], [99, 59, 1, 1], [45, 25, 10, 10]])  # two corners, the middle
     away["annotations"].append({**away["annotations"][0], "iscrowd": 1})
     geometric = GeometricAugmentation(10.0)
@@ -256,7 +256,7 @@ def test_what_is_dropped_is_counted_and_told_once(caplog) -> None:
         log_dropped(geometric, [away] * 50, LABELED)
         log_dropped(None, [away], LABELED)
     assert [record.getMessage() for record in caplog.records] == [
-        f"geometric augmentation: of 150 boxes (first 50 labelled images), {lost} lose more than half and are dropped"
+        f"geometric augmentation: of 150 boxes (first 50 labelled images) {lost} are dropped: more than half is outside"
     ]
 
 

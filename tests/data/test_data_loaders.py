@@ -98,7 +98,7 @@ def test_the_default_order_is_pinned() -> None:
     assert indices(take(ungrouped, 3)) == wanted
 
 
-def test_an_order_of_ones_own_is_grouped_and_divided() -> None:
+def test_a_custom_order_is_grouped_and_divided() -> None:
     sizes = [WIDE, TALL, WIDE, WIDE]
     batches = take(plan(sizes, 2, 0, 0, order=lambda: itertools.cycle([3, 1, 0, 1, 3, 2])), 4)
     assert batches == [[(0, 3), (1, 0)], [(2, 1), (3, 1)], [(4, 3), (5, 2)], [(6, 3), (7, 0)]]
@@ -114,7 +114,7 @@ def test_batches_are_padded_and_complete(records: list[dict]) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_seek_goes_on_exactly(records: list[dict], workers: int) -> None:
+def test_seek_continues_exactly(records: list[dict], workers: int) -> None:
     whole = take(labeled_stream(records), 12)
     stream = labeled_stream(records, num_workers=workers)
     before = take(stream, 5)
@@ -128,7 +128,7 @@ def test_seek_goes_on_exactly(records: list[dict], workers: int) -> None:
     assert stream.position == 3
 
 
-def test_seek_with_an_order_of_ones_own(records: list[dict]) -> None:
+def test_seek_with_a_custom_order(records: list[dict]) -> None:
     stream = Stream(
         records, lambda r, p: (p, r["image_id"]), 2, 0, 0, list, False, order=lambda: itertools.cycle([2, 0, 5])
     )
@@ -156,7 +156,7 @@ def test_two_processes_see_what_one_sees(records: list[dict]) -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_global_generators_are_left_alone(records: list[dict], workers: int) -> None:
     torch.manual_seed(0)
-    np.random.seed(0)  # noqa: NPY002 the legacy generator is what is watched
+    np.random.seed(0)  # noqa: NPY002 it is the legacy generator that is tested
     states = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     take(labeled_stream(records, num_workers=workers), 2)
     assert torch.equal(torch.get_rng_state(), states[0])
@@ -231,7 +231,7 @@ def test_more_processes_than_test_images(records: list[dict]) -> None:
 
 # ---------------------------------------------------------------------------------------------- cost
 def test_two_views_cost_little_more_than_decode_and_resize(tmp_path) -> None:
-    """The target is 2.2 (tools/bench.py and bench_views.py measure it); 3 says that something broke."""
+    """The target is 2.2 (tools/bench.py and bench_views.py measure it); above 3 something is broken."""
     from tests.data.bench_views import benchmark_views, make_photos
 
     threads = cv2.getNumThreads()

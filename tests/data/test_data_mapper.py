@@ -1,4 +1,4 @@
-"""From a record to tensors."""
+"""Samples made from records: reading, resizing, flipping, views, boxes."""
 
 from __future__ import annotations
 

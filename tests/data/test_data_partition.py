@@ -1,4 +1,4 @@
-"""What a run trains on: split, strip, filter and the checks between the sets."""
+"""The data of a run: split, annotations removed, empty images left out, and the checks between the sets."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ def test_an_unlabelled_set_and_tests(loaders) -> None:
     assert [test.name for test in data.tests] == [first().name, second().name]
 
 
-def test_the_control_reads_no_unlabelled_image(loaders) -> None:
+def test_the_supervised_baseline_reads_no_unlabelled_image(loaders) -> None:
     train = loaders("train", 0)
     assert run(train, never, method="supervised").unlabeled == []
-    split = run(train, divide=Split(count=2), method="supervised")  # the same split as that of its rival
+    split = run(train, divide=Split(count=2), method="supervised")  # the same labelled images as for the other methods
     assert (len(split.labeled), len(split.unlabeled)) == (2, 4)
 
 
@@ -76,7 +76,7 @@ def test_empty_labelled_images(make_coco) -> None:
         run(train, divide=Split(count=1, fold=fold), filter_empty=True)
 
 
-def test_what_cannot_be(loaders) -> None:
+def test_configs_that_exclude_each_other(loaders) -> None:
     train = loaders("train", 0)
     with pytest.raises(DataError, match=r"DATASETS\.UNLABELED and a split .* exclude each other"):
         run(never, never, divide=Split(count=1))

@@ -171,7 +171,7 @@ def test_the_order_of_the_json_matters_to_them_and_not_to_us() -> None:
     assert choose_sed(ids, 10).labeled == choose_sed(ids[::-1], 10).labeled
 
 
-def test_rounding_is_theirs() -> None:
+def test_rounding_is_that_of_their_scripts() -> None:
     """0.7 % of 1000 is 7, and 6 in the floating-point order of their scripts."""
     assert len(choose_soft_teacher(range(1000), 0.7, 1).labeled) == 6
     assert len(choose_sed(range(1000), 0.7).labeled) == 7
@@ -192,7 +192,7 @@ def test_unbiased_teacher_with_its_index_file(tmp_path, train2017: dict) -> None
 
 @pytest.mark.usefixtures("numpy_state")
 def test_unbiased_teacher_without_a_file_draws_as_its_authors_did() -> None:
-    """Their file comes from `np.random.choice(range(n), size, replace=False)`, as they say in their issue 22."""
+    """Their index file was made by `np.random.choice(range(n), size, replace=False)` (their issue 22)."""
     made = content({i: [] if i % 5 == 0 else [1, -2] for i in range(300)})
     dicts = [i for i in range(300) if i % 5]
     choice = choose_unbiased_teacher(made, 10, 3)
@@ -201,7 +201,7 @@ def test_unbiased_teacher_without_a_file_draws_as_its_authors_did() -> None:
     assert "drawn anew" in choice.notes[1]
 
 
-def test_what_counts_as_a_box_of_detectron2s_loader() -> None:
+def test_boxes_count_as_in_detectron2_s_loader() -> None:
     made = content({1: [1], 2: [], 3: [-1], 4: [-1, 1], 5: [1], 6: [1], 7: [1], 8: [1]})
     outlines = {5: [[0, 0, 1, 1]], 6: [[0, 0, 1, 1], [0, 0, 1, 1, 2, 0]], 7: {"counts": [0], "size": [1, 1]}, 8: []}
     for a in made["annotations"]:
@@ -237,7 +237,7 @@ def test_index_files_that_do_not_fit(tmp_path, text: str | None, message: str) -
 
 
 @pytest.mark.parametrize("seed", [-1, MAX_SEED + 1])
-def test_seeds_that_numpy_does_not_know(seed: int) -> None:
+def test_seeds_that_numpy_does_not_take(seed: int) -> None:
     with pytest.raises(DataError, match="seed"):
         choose_stac(range(100), 10, seed)
 
@@ -253,7 +253,7 @@ def test_none_or_all_is_no_split(percent: float, labels: int) -> None:
 
 
 def greedy(made: dict, count: int, fold: int) -> set:
-    """Walk in hash order; label an image if it shows a class of which fewer than `count` images are labelled."""
+    """In hash order, label each image that shows a class of which fewer than `count` images are labelled."""
     shown = {i: {a["category_id"] for a in made["annotations"] if a["image_id"] == i} for i in ids_of(made)}
     have = {c["id"]: 0 for c in made["categories"]}
     chosen = set()
@@ -267,7 +267,7 @@ def greedy(made: dict, count: int, fold: int) -> set:
 
 @pytest.fixture(scope="module")
 def mixed() -> dict:
-    """300 images of five classes that are ever rarer, several on most images."""
+    """300 images of five classes, each rarer than the one before, several on most images."""
     generator = random.Random(4)
     return content({i: [c for c in range(1, 6) if generator.random() < 0.8 / c] for i in range(300)}, classes=5)
 
@@ -302,7 +302,7 @@ def test_per_class_depends_on_ids_and_fold_only(mixed: dict) -> None:
     assert len({choose_per_class(mixed, 5, fold).labeled for fold in range(5)}) == 5
 
 
-def test_a_class_on_no_image_is_told() -> None:
+def test_a_class_on_no_image_is_noted() -> None:
     choice = choose_per_class(content({1: [1], 2: [1]}, classes=3), 1)
     assert len(choice.labeled) == 1
     assert choice.notes[1] == "2 classes are on no image and stay without labels: class 2, class 3"
@@ -313,10 +313,10 @@ def test_per_class_that_labels_everything() -> None:
         choose_per_class(content({1: [1], 2: [1]}, classes=1), 2)
 
 
-# ---------------------------------------------------------------- what must not happen
+# ---------------------------------------------------------------- errors
 
 
-def test_other_numbers_than_the_published_ones_are_told() -> None:
+def test_other_numbers_than_the_published_ones_are_noted() -> None:
     val, train, minival = (content({i: [] for i in part}) for part in (range(10), range(20, 25), range(3)))
     note = choose_35k(val, train, minival).notes[0]
     assert note.startswith("not the published numbers of images: {'labeled': 7, 'unlabeled': 5, 'test': 3}")

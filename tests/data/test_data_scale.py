@@ -96,8 +96,8 @@ def _dataset(records: list[dict]):
 
 
 # ---------------------------------------------------------------------------------------------- processes
-def test_other_processes_get_a_handle_and_no_copy() -> None:
-    """What a spawned worker is sent does not grow with the records: they go by shared memory."""
+def test_other_processes_share_the_records_and_copy_nothing() -> None:
+    """The message to a spawned worker does not grow with the records: they are in shared memory."""
     few, many = (len(ForkingPickler.dumps(PackedRecords([record(i, 5) for i in range(n)]))) for n in (10, 3000))
     assert many < few + 100
     assert len(pickle.dumps(PackedRecords([record(i, 5) for i in range(3000)]))) > 100 * many
@@ -118,8 +118,8 @@ def test_a_spawned_process_reads_them() -> None:
     assert process.exitcode == 0
 
 
-def test_workers_leave_shared_pages_alone() -> None:
-    """After its start a worker's garbage collector knows nothing of what its parent made."""
+def test_workers_copy_no_shared_page() -> None:
+    """A started worker's garbage collector does not track the objects of its parent."""
     threads, mine = torch.get_num_threads(), [[] for _ in range(1000)]
     try:
         start_worker()

@@ -123,7 +123,7 @@ def test_a_batch_that_does_not_divide(key: str) -> None:
     assert scaling(cfg, 8) == {}
 
 
-def test_a_number_that_is_none() -> None:
+def test_a_negative_number_of_processes() -> None:
     with pytest.raises(DataError, match="REFERENCE_WORLD_SIZE is -1; expected a number of processes"):
         scaling(load_config(None, ["SOLVER.REFERENCE_WORLD_SIZE", "-1"]), 2)
 

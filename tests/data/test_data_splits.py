@@ -109,7 +109,7 @@ def test_manifest_of_what_was_not_split_here(tmp_path) -> None:
         assert (content["notes"], content["left_out"]) == (["a note"], 3)
 
 
-def test_images_and_boxes_per_class_are_told_apart(tmp_path) -> None:
+def test_images_and_boxes_per_class_are_counted_separately(tmp_path) -> None:
     def boxes(*classes: int) -> list[dict]:
         return [{"category_id": abs(c), "iscrowd": int(c < 0)} for c in classes]
 

@@ -126,7 +126,7 @@ def test_annotation_files_that_cannot_be_used(folder, body: str, message: str) -
     assert str(error.value).startswith(f"{path}: ")
 
 
-def test_a_missing_folder_says_where_it_belongs(root) -> None:
+def test_the_error_for_a_missing_folder_names_where_it_belongs(root) -> None:
     with pytest.raises(DataError, match=r"VOC2012/ImageSets/Main/val\.txt: cannot be read .*DETECTRON2_DATASETS"):
         load_dataset("voc_2012_val")
 
@@ -150,7 +150,7 @@ def test_missing_files_are_named(folder) -> None:
         (b"\xff\xfe\x00", "cannot be read"),
     ],
 )
-def test_lists_that_are_none(folder, text: str | bytes, message: str) -> None:
+def test_invalid_lists_of_ids(folder, text: str | bytes, message: str) -> None:
     path = folder / "ImageSets/Main/trainval.txt"
     path.write_bytes(text.encode() if isinstance(text, str) else text)
     with pytest.raises(DataError, match=message) as error:

@@ -52,7 +52,7 @@ def test_boxes_come_back_to_the_original_pixels():
     assert run([[CAT]], [[([25.0, 25.0, 125.0, 125.0], 0.9, 0)]], scale=2.5)["AP"] == pytest.approx(100)
 
 
-def test_crowds_neither_count_nor_punish():
+def test_crowds_are_neither_right_nor_wrong():
     crowd = {"bbox": [100, 10, 80, 80], "category_id": 0, "iscrowd": 1}
     found = [([110.0, 20.0, 150.0, 60.0], 0.95, 0), ([10.0, 10.0, 50.0, 50.0], 0.9, 0)]
     assert run([[CAT, crowd]], [found])["AP"] == pytest.approx(100)
@@ -116,7 +116,7 @@ def test_metrics_agree_with_pycocotools_own_summary():
         theirs.accumulate()
         theirs.summarize()
     expected = dict(zip(("AP", "AP50", "AP75", "APs", "APm", "APl"), theirs.stats[:6] * 100, strict=True))
-    assert 5 < expected["AP"] < 95  # a case that says something
+    assert 5 < expected["AP"] < 95  # neither 0 nor 100, so that the case can fail
     for name, value in expected.items():
         assert ours[name] == pytest.approx(value, nan_ok=True) or (value == -100 and math.isnan(ours[name]))
 

@@ -1,4 +1,4 @@
-"""What the two pictures of a study show: the values themselves, as matplotlib was told them, and a readable png."""
+"""The two pictures of a study: the values that matplotlib draws, and a readable png."""
 
 import itertools
 import math
@@ -36,13 +36,13 @@ def test_bars_are_means_with_their_spread(tmp_path, axes):
     ap_by_size(tmp_path / "bars.png", SIZES)
     (axis,) = axes
     assert [label.get_text() for label in axis.get_xticklabels()] == ["small objects (APs)", "medium objects (APm)"]
-    control, plus = (c for c in axis.containers if hasattr(c, "errorbar"))
-    assert [bar.get_height() for bar in control] == [22.0, 30.0]
+    baseline, plus = (c for c in axis.containers if hasattr(c, "errorbar"))
+    assert [bar.get_height() for bar in baseline] == [22.0, 30.0]
     assert [bar.get_height() for bar in plus] == [40.0]  # nothing of medium size is known of it
-    low, high = control.errorbar.lines[2][0].get_segments()[0][:, 1]
+    low, high = baseline.errorbar.lines[2][0].get_segments()[0][:, 1]
     assert (low, high) == pytest.approx((22 - 8**0.5, 22 + 8**0.5))
     assert plus.errorbar.lines[2][0].get_segments()[0].tolist()[0][1] == 40.0  # one seed: no spread
-    bars = sorted((bar.get_x(), bar.get_x() + bar.get_width()) for bar in [*control, *plus])
+    bars = sorted((bar.get_x(), bar.get_x() + bar.get_width()) for bar in [*baseline, *plus])
     assert all(right <= left for (_, right), (left, _) in itertools.pairwise(bars))  # none hides another
 
 
@@ -52,13 +52,13 @@ def test_lines_go_over_the_sizes_that_are_known(tmp_path, axes):
     assert axis.get_xscale() == "log"
     assert axis.get_xticks().tolist() == [64, 128, 192]
     assert [label.get_text() for label in axis.get_xticklabels()] == ["64", "128", "192"]
-    control, plus = axis.get_lines()
-    assert control.get_xydata().tolist() == [[64, 10], [128, 25]]
+    baseline, plus = axis.get_lines()
+    assert baseline.get_xydata().tolist() == [[64, 10], [128, 25]]
     assert plus.get_xydata().tolist() == [[128, 45], [192, 30]]  # in the order of the sizes
     (band,) = axis.collections  # one seed has none
     heights = {round(y, 6) for x, y in band.get_paths()[0].vertices if x == 64}
     assert heights == {round(10 - 2**0.5, 6), round(10 + 2**0.5, 6)}
-    assert control.get_color() != plus.get_color()
+    assert baseline.get_color() != plus.get_color()
 
 
 @pytest.mark.parametrize(("draw", "rows"), [(ap_by_size, SIZES), (ap_by_scale, SCALES)])
@@ -83,7 +83,7 @@ def test_every_method_looks_different(tmp_path, axes, count):
     assert len({(line.get_color(), line.get_linestyle()) for line in axes[1].get_lines()}) == count
 
 
-def test_nothing_to_draw_is_said(tmp_path):
+def test_nothing_to_draw(tmp_path):
     for rows in ({}, {"plus": {}}, {"plus": {"APs": [NAN], "AP": [1.0]}}):
         with pytest.raises(ValueError, match=r"bars\.png: no method has a number for APs, APm, APl"):
             ap_by_size(tmp_path / "bars.png", rows)

@@ -1,4 +1,4 @@
-"""Boxes land where they should, sheets hold what they are given."""
+"""Drawn boxes are at their coordinates, contact sheets hold all their images."""
 
 import numpy as np
 import pytest

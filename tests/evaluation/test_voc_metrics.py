@@ -103,7 +103,7 @@ def test_crowds_of_a_joined_set_are_passed_over_too() -> None:
     assert aps([[cat(), crowd]], [found(0.95, FAR), found(0.9)]) == pytest.approx((100, 100))
 
 
-def test_ties_do_not_depend_on_who_detected_first() -> None:
+def test_ties_do_not_depend_on_the_order_of_processes() -> None:
     """Detections are gathered from several processes: equal scores are taken in the order of the images."""
     rng = np.random.default_rng(0)
     truth = [[cat([*rng.uniform(0, 50, 2), 40, 40], category=int(rng.integers(2)))] for _ in range(30)]
@@ -115,7 +115,7 @@ def test_ties_do_not_depend_on_who_detected_first() -> None:
     assert np.array_equal(voc_ap([row for part in ranks for row in part], dataset), expected)
 
 
-def test_only_sets_that_know_difficult_objects_are_scored_so() -> None:
+def test_only_sets_with_difficult_flags_have_voc_metrics() -> None:
     plain = make_dataset([[{"bbox": BOX, "category_id": 0}]])
     assert not is_voc(plain)
     assert VOC07 not in score([found()], plain)
@@ -127,7 +127,7 @@ def test_only_sets_that_know_difficult_objects_are_scored_so() -> None:
     )
 
 
-def test_the_table_has_vocs_columns_where_they_are_known() -> None:
+def test_the_table_has_voc_s_columns_where_there_are_such_metrics() -> None:
     rows = {"student": {"AP": 1.0, VOC07: 80.6, VOC12: 81.44}, "a longer name": {"AP": 2.0}}
     head, student, other = format_table(rows).splitlines()
     assert head.split() == ["AP", "AP50", "AP75", "APs", "APm", "APl", VOC07, VOC12]

@@ -28,22 +28,22 @@ def statistics(model: nn.Module) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_a_step_leaves_the_statistics_that_its_labelled_images_alone_leave(name: str) -> None:
+def test_a_step_has_the_running_statistics_of_its_labelled_images_alone(name: str) -> None:
     torch.manual_seed(0)
     detector = build_detector(dataclasses.replace(SMALL_RCNN, norm="BN"))
-    control = copy.deepcopy(detector).train()
+    baseline = copy.deepcopy(detector).train()
     before = statistics(detector)
     method = build_method(name, detector, SCHEDULE, OPTIONS[name]).train()
     losses = method(make_labeled(), make_unlabeled(), 5)
     assert any(not key.startswith("sup/") for key in losses)
-    control.supervised_losses(make_labeled())
-    after, expected = statistics(detector), statistics(control)
+    baseline.supervised_losses(make_labeled())
+    after, expected = statistics(detector), statistics(baseline)
     assert all(torch.equal(a, b) for a, b in zip(after, expected, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(after, before, strict=True))
     assert all(m.track_running_stats for m in detector.modules() if isinstance(m, nn.BatchNorm2d))
 
 
-def test_the_batch_still_normalises() -> None:
+def test_batch_norm_still_normalises_by_the_batch() -> None:
     norm = nn.BatchNorm2d(3).train()
     values = torch.randn(4, 3, 5, 5) * 7 + 2
     expected = copy.deepcopy(norm)(values)
@@ -53,7 +53,7 @@ def test_the_batch_still_normalises() -> None:
     assert norm.num_batches_tracked == 0
 
 
-def test_in_eval_mode_and_after_an_error_all_is_as_before() -> None:
+def test_eval_mode_and_errors_leave_the_model_as_it_was() -> None:
     """A model in eval mode, and a step that fails."""
     norm = nn.BatchNorm2d(3)
     norm.running_mean.fill_(1.5)

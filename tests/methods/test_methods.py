@@ -1,4 +1,4 @@
-"""The methods' steps: which terms, which weights, which passes, and what reaches whom."""
+"""The methods' steps: which terms, with which weights, from which network passes, and what gets a gradient."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def run(method, step=5, labeled=None, unlabeled=None):
 
 
 def count_passes(method):
-    """Names of the network passes of one step, in order: (who, side of the input)."""
+    """The network passes of one step, in order: (student or teacher, side of the input, with gradient)."""
     passes = []
-    for who, detector in (("student", method.student), ("teacher", method.teacher.module)):
+    for name, detector in (("student", method.student), ("teacher", method.teacher.module)):
         original = detector.encode
 
-        def encode(images, who=who, original=original):
-            passes.append((who, images.padded_size[0], torch.is_grad_enabled()))
+        def encode(images, name=name, original=original):
+            passes.append((name, images.padded_size[0], torch.is_grad_enabled()))
             return original(images)
 
         detector.encode = encode
@@ -71,7 +71,7 @@ def count_passes(method):
     ],
 )
 def test_terms_and_passes(options, terms, passes):
-    """METHOD 8: one pass a view, and no pass that no term needs."""
+    """docs/method.md 8: one pass a view, and only for views that a term needs."""
     method = make_method(SEDOptions(regions_per_view=8, **options))
     seen = count_passes(method)
     losses = run(method)
@@ -121,7 +121,7 @@ def _twice(batch):
 
 
 def test_distillation_is_zero_where_teacher_and_student_see_the_same():
-    """Equal weights and equal views: L_distill is 0 and has no gradient (METHOD 10.6)."""
+    """Equal weights and equal views: L_distill is 0 and has no gradient (docs/method.md 10.6)."""
     method = make_method(SEDOptions(regions_per_view=8, lambda_scale=0.0))
     batch = make_unlabeled()
     same = dataclasses.replace(batch, strong=batch.weak)
@@ -132,8 +132,8 @@ def test_distillation_is_zero_where_teacher_and_student_see_the_same():
     assert all(p.grad is None or p.grad.abs().max() < 1e-6 for p in method.student.parameters())
 
 
-def test_the_anchored_scale_term_teaches_one_way_only():
-    """Its target is the teacher: the student's full-size pass does not take part (METHOD 11)."""
+def test_the_anchored_scale_term_has_the_teacher_as_its_target():
+    """Its target is the teacher's prediction; the student's full-size view takes no part (docs/method.md 11)."""
     options = SEDOptions(regions_per_view=8, scale_target="teacher", lambda_distill=0.0)
     method = make_method(options)
     before = {k: v.item() for k, v in run(method).items() if k.startswith("scale/")}
@@ -181,7 +181,7 @@ def test_the_supervised_baseline_ignores_unlabelled_images():
 
 
 class TestPseudoLabel:
-    """The Unbiased-Teacher recipe."""
+    """The pseudo-label baseline, by Unbiased Teacher's rules."""
 
     def method(self, **options):
         return make_method(PseudoLabelOptions(**options), name="pseudo_label")
@@ -208,8 +208,8 @@ class TestPseudoLabel:
         for key in ("pseudo/dense_cls", "pseudo/region_cls"):
             assert heavy[key].item() == pytest.approx(4 * light[key].item(), rel=1e-5)
 
-    def test_no_label_at_all_is_fine(self):
-        """Fresh weights are sure of nothing: every image is background, and the step still trains."""
+    def test_no_pseudo_label_trains(self):
+        """The teacher is confident of nothing: every anchor and region is background, and the step still trains."""
         losses = run(self.method(threshold=1.1))
         assert all(torch.isfinite(v) for v in losses.values())
         sum(losses.values()).backward()

@@ -1,7 +1,7 @@
-"""`sed` stays literal: its losses on fixed weights and fixed images, to the digit.
+"""`sed` stays the paper's method: its losses on fixed weights and fixed images do not change.
 
-The defaults of SEDOptions and of the config are the paper's (docs/method.md, sections 2 to 7). Whoever adds an option
-must leave these values alone; they were computed by the code as it was before there was any option beside the paper's.
+The defaults of SEDOptions and of the config are the paper's (docs/method.md 2 to 7). A new option must
+not change these values; they were computed before the code had any option beside the paper's.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PINNED = {
 
 
 def waves(shape, rate, phase=0.0):
-    """Numbers in [-1, 1] that no random number generator of any version has a say in."""
+    """Numbers in [-1, 1] that are the same in every version of torch: no random number generator is used."""
     count = torch.Size(shape).numel()
     return torch.sin(rate * torch.arange(count, dtype=torch.float64) + phase).reshape(shape)
 
@@ -48,7 +48,7 @@ def fixed_detector(name, phase):
     with torch.no_grad():
         for number, (key, weight) in enumerate(detector.named_parameters()):
             fan = max(weight[0].numel(), 1) if weight.dim() > 1 else 16
-            gain = 60 if "cls_score.weight" in key else 3  # else all regions would be told much the same
+            gain = 60 if "cls_score.weight" in key else 3  # else the predictions of all regions would be almost equal
             values = gain * waves(weight.shape, 1.7 + 0.01 * number, phase) / fan**0.5
             weight.copy_(1 + 0.1 * values if "norm" in name and weight.dim() == 1 else values)
     return detector
@@ -75,12 +75,12 @@ def losses_of(name, options):
 
 
 @pytest.mark.parametrize("name", ["small_rcnn", "resnet_retinanet"])
-def test_the_papers_losses_are_what_they_were(name):
+def test_the_paper_s_losses_are_pinned(name):
     found = losses_of(name, SEDOptions(regions_per_view=8))
     assert found == pytest.approx(PINNED[name], rel=1e-4)
 
 
-def test_the_configs_defaults_are_the_papers():
+def test_the_config_s_defaults_are_the_paper_s():
     cfg = get_cfg()
     method = method_from_config(cfg, make_detector())
     assert method.options == SEDOptions()

@@ -1,4 +1,4 @@
-"""The step with a query detector: which terms, which weights, which passes, and the matching between the views."""
+"""A step with a query detector: which terms, weights and network passes, and the matching of the views."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HEADS = pytest.mark.parametrize("softmax", [True, False], ids=["softmax", "sigmo
 
 
 def make_method(options=None, name="sed", softmax=True, equivariant=True, schedule=SCHEDULE, apart=True):
-    """`apart`: teacher and student have different weights, as they have in training."""
+    """`apart`: whether teacher and student have different weights, as in training."""
     torch.manual_seed(0)
     method = build_method(
         name, StubDetr(softmax, equivariant), schedule, None if name == "supervised" else options or SEDOptions()
@@ -50,15 +50,15 @@ def values(losses):
 
 
 def count_passes(method):
-    """The passes over views of one step, in order: (who, side of the input, with gradient)."""
+    """The network passes of one step, in order: (student or teacher, method, side of the input, with gradient)."""
     passes = []
-    for who, detector in (("student", method.student), ("teacher", method.teacher.module)):
+    for model, detector in (("student", method.student), ("teacher", method.teacher.module)):
         for name in ("encode", "queries"):
             original = getattr(detector, name)
 
-            def counted(given, who=who, name=name, original=original):
+            def counted(given, model=model, name=name, original=original):
                 images = given if name == "encode" else given.images
-                passes.append((who, name, images.padded_size[0], torch.is_grad_enabled()))
+                passes.append((model, name, images.padded_size[0], torch.is_grad_enabled()))
                 return original(given)
 
             setattr(detector, name, counted)
@@ -105,7 +105,7 @@ def spy_on_matching(monkeypatch):
     ],
 )
 def test_terms_passes_and_one_matching(softmax, options, terms, passes, monkeypatch):
-    """METHOD 8: one pass a view, and no pass that no term needs; all terms are matched by one call, one transfer."""
+    """docs/method.md 8: one pass a view, only for views that a term needs; one call matches all, in one transfer."""
     method = make_method(SEDOptions(**options), softmax=softmax, equivariant=False)
     seen = count_passes(method)
     calls = spy_on_matching(monkeypatch)
@@ -123,7 +123,7 @@ def test_terms_passes_and_one_matching(softmax, options, terms, passes, monkeypa
     assert all(p.grad.any() for p in method.student.parameters())
 
 
-def test_neither_term_is_supervised_training(monkeypatch):
+def test_without_both_terms_it_is_supervised_training(monkeypatch):
     calls = spy_on_matching(monkeypatch)
     assert set(run(make_method(SEDOptions(lambda_scale=0.0, lambda_distill=0.0)))) == SUP
     assert sum(len(pairs) for pairs, _ in calls) == 0
@@ -147,7 +147,7 @@ def test_burn_in_and_the_supervised_baseline_use_labelled_images_only(monkeypatc
     "more", [{}, {"scale_target": "teacher"}, {"scale_source": "weak"}], ids=["eq2", "anchored", "eq2-weak"]
 )
 def test_terms_equal_the_equations_on_the_stub_s_predictions(softmax, reweight, more):
-    """Eq. 1 by hand: n_u / n_s = 2 / 4, lambdas, the ramp at its middle; the matching with its own lambda."""
+    """Eq. 1 by hand: n_u / n_s = 2 / 4, lambdas, the ramp at its middle; lambda of Alg. 1 in the matching."""
     options = SEDOptions(
         lambda_scale=0.3, lambda_distill=0.7, lambda_iou=0.4, reweight=ReweightOptions(reweight, bins=5), **more
     )
@@ -185,8 +185,8 @@ def test_matching_gets_each_term_s_views_target_first_and_lambda(monkeypatch):
 
 
 @pytest.mark.parametrize(("target", "reached"), [("student", [True, True]), ("teacher", [False, True])])
-def test_equation_2_moves_both_views_and_the_anchored_form_one(target, reached):
-    """The predictions for X and X^ as leaves: who gets a gradient of the scale term."""
+def test_equation_2_has_a_gradient_to_both_views_and_the_anchored_term_to_one(target, reached):
+    """With the predictions on X and X^ as leaves: which of them get a gradient of the scale term."""
     method = make_method(SEDOptions(lambda_distill=0.0, scale_target=target))
     seen = []
     for detector in (method.student, method.teacher.module):
@@ -205,7 +205,7 @@ def test_equation_2_moves_both_views_and_the_anchored_form_one(target, reached):
         assert [x.grad is not None and bool(x.grad.any()) for x in leaves] == reached
 
 
-def test_the_anchored_scale_term_does_not_look_at_the_strong_view():
+def test_the_anchored_scale_term_does_not_use_the_strong_view():
     options = SEDOptions(lambda_distill=0.0, scale_target="teacher")
     batch = make_unlabeled()
     other = dataclasses.replace(batch, strong=make_unlabeled(seed=50).strong)
@@ -222,7 +222,7 @@ def test_the_anchored_scale_term_does_not_look_at_the_strong_view():
 @pytest.mark.parametrize("options", [{"scale_source": "weak"}, {"scale_target": "teacher"}], ids=["eq2", "anchored"])
 @pytest.mark.parametrize("s", [1, 2])
 def test_a_scale_equivariant_detector_has_no_scale_loss(softmax, options, s):
-    """METHOD 10.6: exactly 0 and no gradient, though the queries of X^ stand in another order."""
+    """docs/method.md 10.6: exactly 0 and no gradient, though the queries of X^ are in another order."""
     step = next(step for step in range(2, 99) if draw_scale(step, s) == s)
     options = SEDOptions(lambda_distill=0.0, max_scale=s, **options)
     method = make_method(options, softmax=softmax, apart=False)
@@ -297,7 +297,7 @@ def test_teacher_positives_counts_confident_queries(softmax, logits, positives):
 
 
 @pytest.mark.parametrize("box_loss", [False, True])
-def test_pseudo_labels_teach_classes_and_boxes_where_asked(box_loss, monkeypatch):
+def test_pseudo_labels_train_classes_and_with_box_loss_boxes(box_loss, monkeypatch):
     """It trains by `supervised_losses` on the strong view, at weight n_u / n_s; nothing is matched."""
     options = PseudoLabelOptions(weight=3.0, box_loss=box_loss)
     method = make_method(options, name="pseudo_label")

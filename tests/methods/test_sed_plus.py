@@ -1,4 +1,4 @@
-"""Pseudo-labels: what becomes one, at which size, and how sed_plus trains on them."""
+"""Pseudo-labels: which detections become one, at which size, and how sed_plus trains on them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sed.core.structures import Detections, Targets
 from sed.methods.base import Schedule
 from sed.methods.build import build_method
 from sed.methods.pseudo_label import confident_targets, downscale_targets
-from sed.methods.sed_plus import correct_by_objects
+from sed.methods.sed_plus import correct_by_pseudo_labels
 from sed.options.methods import PseudoLabelOptions, SEDPlusOptions
 from tests.reference.detectors import make_detector, make_labeled, make_unlabeled
 from tests.reference.transformers_case import FAMILY, TransformersCase
@@ -33,7 +33,7 @@ def make_method(detector="small_rcnn", name="sed_plus", options=OPTIONS):
 
 
 def finding(method, found):
-    """The method with a teacher that finds this in both images."""
+    """The method, with a teacher whose detections in both images are `found`."""
     method.teacher.module.detect = method.teacher.module.detect_from = lambda *_: [found] * 2
     return method
 
@@ -52,7 +52,7 @@ def test_downscaled_targets():
 
 @pytest.mark.parametrize("detector", ["resnet_retinanet", "rt_detr"])
 def test_without_a_region_head_sed_plus_is_the_pseudo_label_baseline_with_the_half_size_view(detector):
-    """The same labels, the same losses, the same weight: there is no region head for soft targets."""
+    """The same pseudo-labels, losses and weight: without a region head there are no soft targets."""
 
     def losses(name, options):
         torch.manual_seed(0)
@@ -74,7 +74,7 @@ def test_without_a_region_head_sed_plus_is_the_pseudo_label_baseline_with_the_ha
 
 @pytest.mark.parametrize("target", ["distribution", "hard"])
 def test_regions_are_trained_on_the_teachers_predictions_corrected_by_its_detections(target):
-    """The region head's part by hand: both networks' best proposals and the objects, one region after another."""
+    """The region losses by hand: the best proposals of teacher and student and the pseudo-labels, region by region."""
     options = dataclasses.replace(OPTIONS, region_target=target)
     method, batch, seen = make_method(options=options), make_unlabeled(), []
     original = method.student.proposal_losses
@@ -104,31 +104,31 @@ def test_regions_are_trained_on_the_teachers_predictions_corrected_by_its_detect
                 classes[:, -1] = -1e4
                 if target == "hard":
                     own, classes = (harden(own), harden(classes))
-                told = correct_by_objects(regions, own, FOUND.boxes[:2], classes, coder)
+                targets = correct_by_pseudo_labels(regions, own, FOUND.boxes[:2], classes, coder)
                 boxes[n] = regions / 2**s
-                said = method.student.regions(own_features, boxes)
-                t, p = told.logits.softmax(-1), said.logits.log_softmax(-1)
+                predicted = method.student.regions(own_features, boxes)
+                t, p = targets.logits.softmax(-1), predicted.logits.log_softmax(-1)
                 cls += float((torch.special.xlogy(t, t) - t * p).sum())
-                distance = absolute_error(told.deltas, said.deltas)  # [R, K]
+                distance = absolute_error(targets.deltas, predicted.deltas)  # [R, K]
                 box += float((t[:, :-1] * distance).sum())
                 count += len(regions)
         assert losses[f"{term}/region_cls"].item() == pytest.approx(2 * cls / count, rel=1e-4)
         assert losses[f"{term}/region_box"].item() == pytest.approx(2 * box / count, rel=1e-4)
 
 
-def harden(answer):
-    """Class logits, or a prediction's, with the likeliest class as certain."""
-    if isinstance(answer, torch.Tensor):
-        return torch.nn.functional.one_hot(answer.argmax(-1), answer.shape[-1]) * 2e4 - 1e4
-    return dataclasses.replace(answer, logits=harden(answer.logits))
+def harden(prediction):
+    """Logits, or a prediction with logits, that give the most likely class the probability 1."""
+    if isinstance(prediction, torch.Tensor):
+        return torch.nn.functional.one_hot(prediction.argmax(-1), prediction.shape[-1]) * 2e4 - 1e4
+    return dataclasses.replace(prediction, logits=harden(prediction.logits))
 
 
 def test_a_step_costs_one_pass_a_view():
     method = make_method()
     seen = []
-    for who in (method.student, method.teacher.module):
-        original = who.encode
-        who.encode = lambda images, original=original: seen.append(images.padded_size[0]) or original(images)
+    for model in (method.student, method.teacher.module):
+        original = model.encode
+        model.encode = lambda images, original=original: seen.append(images.padded_size[0]) or original(images)
     losses = run(method)
     assert {key.split("/")[0] for key in losses} == {"sup", "pseudo_half", "pseudo"}
     assert seen == [64, 64, 32, 64]  # labelled, teacher, half-size, strong

@@ -11,7 +11,8 @@ from tests.reference.detectors import SPECS
 from tests.reference.frameworks import Case, TorchvisionCase
 from tests.reference.transformers_case import FAMILY, TransformersCase
 
-# What takes part where Detectron2 is installed (tests/reference/detectron2_case.py); named here for those who wait
+# The cases that need Detectron2 (tests/reference/detectron2_case.py); listed here so that a run without it can name
+# them
 DETECTRON2 = ("d2_small_rcnn", "d2_fpn_rcnn", "d2_fpn_rcnn_agnostic", "d2_c4_rcnn", "d2_retinanet")
 DETECTRON2_FAMILY = ("detr", "rt_detr")
 

@@ -61,8 +61,8 @@ def make_unlabeled(sizes: tuple[tuple[int, int], ...] = ((64, 64), (50, 60)), se
     return UnlabeledBatch(weak, Images(weak.tensor // 2 + noise.tensor // 4, weak.sizes))
 
 
-def answers(detector: Detector, images: Images, scale: int = 1) -> dict[str, Tensor]:
-    """All that the heads say of `images`: name -> [N, ...]; the region head of one box, / `scale`, in each image."""
+def predict_all(detector: Detector, images: Images, scale: int = 1) -> dict[str, Tensor]:
+    """The predictions of all heads on `images`: name -> [N, ...]; of the region head for one box / `scale` an image."""
     features, found = detector.encode(images), {}
     if "dense" in detector.heads:
         for level in detector.dense(features).levels:

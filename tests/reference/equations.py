@@ -1,4 +1,4 @@
-"""METHOD's equations once more, letter by letter: Python loops over samples and probabilities.
+"""The equations of docs/method.md, literally: Python loops over samples and probabilities.
 
 Slow on purpose; autograd through these loops gives the gradients that the fast versions must have. Float64.
 """

@@ -1,7 +1,7 @@
 """The faults that a check of the data must find, planted one by one or all at once.
 
-A fault is a function that spoils a `Small` and says which file and item a finding must name. Each works on an image of
-its own, so that all of them can be planted together.
+A fault is a function that changes a `Small` and returns which file and item a finding must name. Each changes an image
+of its own, so that all of them can be planted together.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What the contract suite asks of each framework in its own words: a `Case` is one tiny detector and its stock twin.
+"""Test cases of the contract suite: a `Case` is one tiny detector and the framework's own ("stock") model beside it.
 
-The checks themselves (tests/contract) know no framework. A case answers with what the framework itself says of the
-same weights: its anchors, its decoded boxes, its proposals and region scores, and the losses and detections of the
-stock model, fed in the stock model's own format. What comes back is in the convention of `sed.core.structures`.
+The checks themselves (tests/contract) are the same for all frameworks. A case computes with the framework itself what
+they compare with: its anchors, decoded boxes, proposals and region scores, and the losses and detections of the stock
+model, which gets its input in its own format. Results are in the convention of `sed.core.structures`.
 
 Shape shorthand: see `sed.core.structures`; M all anchors of an image, B box rows a region (K, or 1 class-agnostic).
 """
@@ -34,8 +34,8 @@ class Case(ABC):
     Attributes:
         name: the test's id.
         heads: those of its detector.
-        untrained: patterns (fnmatch) of weights that its own loss never reaches.
-        only_labeled: patterns of weights that its own loss reaches, and no prediction that other losses are made of.
+        untrained: patterns (fnmatch) of weights that get no gradient from the model's own loss.
+        only_labeled: patterns of weights that get a gradient from its own loss alone, not from its predictions.
         mute: patterns of weights whose gradient may be 0 before the first step.
     """
 
@@ -50,7 +50,7 @@ class Case(ABC):
     def make(self, seed: int = 0) -> Detector:
         """The detector, with weights drawn from `seed`, that drops no detection for its score.
 
-        The heads' weights are drawn larger than for training: fresh ones answer 0 to everything, within 1e-5.
+        The heads' weights are drawn larger than for training: with fresh weights all logits are 0 within 1e-5.
         """
         torch.manual_seed(seed)
         detector = self.build()

@@ -14,7 +14,7 @@ Row = tuple[list[float], float, int]  # box xyxy in the tensor's frame, score, c
 
 
 class Scripted(Detector):
-    """Says what it was told to say, image after image; the first pixel is the image's number."""
+    """A detector whose detections are given by `script`, by image; the first pixel is the image's number."""
 
     heads = frozenset({"dense"})
     size_divisibility = 1
@@ -31,9 +31,9 @@ class Scripted(Detector):
 
     def detect(self, images: Images) -> list[Detections]:
         self.modes.append(self.training)
-        return [self._say(self.script[int(image[0, 0, 0])]) for image in images.tensor]
+        return [self._detections(self.script[int(image[0, 0, 0])]) for image in images.tensor]
 
-    def _say(self, rows: list[Row]) -> Detections:
+    def _detections(self, rows: list[Row]) -> Detections:
         boxes = torch.tensor([r[0] for r in rows]).reshape(-1, 4)
         return Detections(boxes, torch.tensor([r[1] for r in rows]), torch.tensor([r[2] for r in rows]).long())
 

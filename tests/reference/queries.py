@@ -1,6 +1,6 @@
-"""METHOD 5 once more, letter by letter: loops over queries, classes and permutations, slow on purpose, float64.
+"""docs/method.md 5, literally: loops over queries, classes and permutations, slow on purpose, float64.
 
-And what it is tried on: random queries, and a detector of a few lines. Shape shorthand: see `sed.core.structures`.
+Also random queries and a small query detector to try it on. Shape shorthand: see `sed.core.structures`.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def query_terms(
 
 
 def _samples(one: Tensor, other: Tensor, softmax: bool) -> list[tuple[Tensor, Tensor, Callable]]:
-    """A query of a softmax head is one sample of D, each class of a sigmoid head's is."""
+    """The samples of D: a query of a softmax head is one, each class of a query of a sigmoid head is one."""
     if softmax:
         return [(one, other, equations.categorical_sample)]
     return [(a, b, equations.bernoulli_sample) for a, b in zip(one, other, strict=True)]
@@ -144,8 +144,8 @@ def _samples(one: Tensor, other: Tensor, softmax: bool) -> list[tuple[Tensor, Te
 class StubDetr(Detector):
     """Scale-equivariant by construction: 16 queries, each reads the mean colour of its cell of a 4 x 4 grid.
 
-    All means of whole numbers over cells of 2^k pixels are exact in float32, so X and X^ give bit-equal predictions.
-    The order of the queries depends on the size of the input, so that only the matching finds the partners again.
+    Means of whole numbers over 2^k pixels are exact in float32, so the predictions on X and X^ are bit-equal. The order
+    of the queries depends on the size of the input, so that they must be matched.
     """
 
     heads = frozenset({"query"})

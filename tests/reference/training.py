@@ -1,4 +1,4 @@
-"""A detector, a method and streams of a few numbers, so that a whole training takes a blink."""
+"""A detector, a method and streams of a few numbers, so that a whole training takes less than a second."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The contract suite's DETR family: tiny random members of it, K = 3, no network.
 
-What is said here of a member (its frame, its loss weights, its processor, what its own loss never reaches) is copied
-from the library or from METHOD, not asked of the adapter.
+The properties of a member (its frame, loss weights, processor, untrained weights) are copied from the library or from
+docs/method.md, not taken from the adapter.
 """
 
 from __future__ import annotations
@@ -87,15 +87,15 @@ class Member:
         processor: the image processor whose post-processing is its own.
         softmax: "no object" is a logit.
         frame: what its boxes are fractions of: "image", where `pixel_mask` is read, or "padded".
-        padding: more padding moves its answers by at most this share of what they would move without the mask; None
-            where its backbone, or its choice of queries, looks at the padding. 0: not at all.
+        padding: more padding changes its predictions by at most this share of their change without the mask; 0: not at
+            all; None: its backbone or its selection of queries uses the padding, so there is no limit.
         bounded: its boxes come out of a sigmoid.
-        places: its queries are chosen among the places of its maps, of which there must be enough.
+        places: its queries are selected from the locations of its maps, of which there must be enough.
         weights: how its loss weighs the parts of loss_dict, by the parts' first letters.
         unit_pixels: its processor divides by 255 and normalises no further.
         kept: detections an image; the processors of some keep Q.
-        untrained: patterns of weights that its own loss never reaches.
-        only_labeled: patterns of weights that no prediction of the last layer reaches.
+        untrained: patterns of weights that get no gradient from its own loss.
+        only_labeled: patterns of weights that get no gradient from the predictions of the last layer.
         mute: patterns of weights whose gradient may be 0 before the first step.
     """
 
@@ -306,6 +306,6 @@ def _made(case: TransformersCase, seed: int) -> QueryDetector:
     for name, weight in detector.named_parameters():
         if name.endswith("query_position_embeddings.weight"):  # so that queries differ
             nn.init.normal_(weight)
-        elif weight.dim() > 1:  # so that the picture matters: a fresh backbone's maps may fade to 1e-5
+        elif weight.dim() > 1:  # so that predictions depend on the image: a fresh backbone's maps may fade to 1e-5
             nn.init.kaiming_normal_(weight, nonlinearity="relu" if weight.dim() == 4 else "linear")
     return detector

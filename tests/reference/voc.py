@@ -1,4 +1,4 @@
-"""Pascal VOC folders of a few files, and random truth and detections that tell one metric from another."""
+"""Pascal VOC folders of a few files, and random truth and detections on which the metrics differ."""
 
 from __future__ import annotations
 

@@ -197,7 +197,7 @@ def test_the_configs_are_those_that_the_readme_knows() -> None:
     assert sorted(rows) == sorted(path.name for path in CONFIGS)
 
 
-# METHOD 9 and A.3: what each recipe has beside coco_10's: steps, burn-in, learning rate
+# docs/method.md 9 and A.3: what each recipe has beside coco_10's: steps, burn-in, learning rate
 RECIPES = {
     "coco_5": (180_000, 5_000, 0.01),
     "coco_10": (180_000, 10_000, 0.01),

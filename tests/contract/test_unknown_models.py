@@ -1,4 +1,4 @@
-"""Models that this project has never heard of: what behaves works, all else gets one error that says what it lacks."""
+"""Query detectors of unknown classes: those with the expected inputs and outputs work, others get one clear error."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Q, K = 5, 3
 
 
 class Network(nn.Module):
-    """Four numbers and K logits for each of Q queries, from a picture's mean colours; K + 1 logits with softmax."""
+    """A box and K logits for each of Q queries, from an image's mean colours; K + 1 logits with softmax."""
 
     def __init__(self, channels=K):
         super().__init__()
@@ -47,14 +47,14 @@ class Network(nn.Module):
 
     @staticmethod
     def losses(logits, boxes, labels):
-        """Every query is told the first box of its image, or nothing."""
-        wanted, found, told = torch.zeros_like(logits), [], []
+        """The target of every query is the first box of its image, if there is one."""
+        wanted, found, targets = torch.zeros_like(logits), [], []
         for n, label in enumerate(labels):
             if len(label["boxes"]):
                 wanted[n, :, label["class_labels"][0]] = 1
                 found.append(boxes[n])
-                told.append(label["boxes"][:1].expand(Q, 4))
-        apart = (torch.cat(found) - torch.cat(told)).abs().mean() if found else boxes.sum() * 0
+                targets.append(label["boxes"][:1].expand(Q, 4))
+        apart = (torch.cat(found) - torch.cat(targets)).abs().mean() if found else boxes.sum() * 0
         return {"loss_ce": nn.functional.binary_cross_entropy_with_logits(logits, wanted), "loss_bbox": apart}
 
 
@@ -75,7 +75,7 @@ class Behaves(Network):
 
 
 class OwnConfig(PreTrainedConfig):
-    model_type = "test_strangers"
+    model_type = "test_unknown_model"
 
 
 class OwnPreTrained(PreTrainedModel):
@@ -103,7 +103,7 @@ class OwnPreTrained(PreTrainedModel):
 
 @pytest.mark.parametrize("make", [Behaves, lambda: OwnPreTrained(OwnConfig(num_labels=K))])
 @pytest.mark.parametrize("kind", ["sed", "pseudo_label"])
-def test_a_class_that_behaves_works_without_registration(make, kind):
+def test_an_unregistered_class_with_the_expected_outputs_works(make, kind):
     torch.manual_seed(0)
     detector = wrap(make())
     assert (detector.num_classes, detector.num_queries, detector.size_divisibility) == (K, Q, 32)
@@ -122,7 +122,7 @@ def test_a_class_that_behaves_works_without_registration(make, kind):
     assert len(found[0].boxes) == (Q if detector.softmax else Q * K)
 
 
-def test_its_loss_is_parted_with_its_own_weights():
+def test_its_loss_is_split_by_its_own_weights():
     torch.manual_seed(0)
     model = Behaves()
     detector, batch = QueryDetector(model, (0.0,) * 3, (255.0,) * 3), make_labeled(((64, 64),))
@@ -168,7 +168,7 @@ class Spoiled(Behaves):
 
 
 class Nothing(nn.Module):
-    """Takes a picture and a label, and has nothing else of a detector."""
+    """Takes an image and labels, and has no output of a detector."""
 
     def forward(self, pixel_values, labels=None):
         return SimpleNamespace(scores=pixel_values.mean())
@@ -244,7 +244,7 @@ def test_one_error_names_all_that_is_missing(name):
     assert model.training
 
 
-def test_what_is_no_module_says_so():
+def test_something_that_is_no_module_is_refused():
     with pytest.raises(NotADetrError, match=r"str is no torch\.nn\.Module; expected a detector of transformers"):
         QueryDetector("facebook/detr-resnet-50")
 
@@ -261,7 +261,7 @@ def owl():
 
 
 def layout():
-    """A DETR by name and build, whose authors left the training out."""
+    """A DETR whose code has no training loss."""
     reading = {**SMALL, "num_classes": 20}
     own = {"class_thresholds": [0.5] * 3, "class_order": [0, 1, 2], "reading_order_config": reading, "num_labels": 3}
     values = {name: value for name, value in HYBRID.items() if name != "auxiliary_loss"}
