@@ -1,4 +1,4 @@
-"""Geometry between the views of one image (docs/method.md, section 2).
+"""Geometry between the views of one image (docs/method.md 2).
 
 X^ is X at 1 / 2^s of its size. The cell (row, column) of level f on X and the cell (row, column) of level
 f - s on X^ look at the same part of the picture, so anchor i of P_f(X) and of P_{f-s}(X^) is the same anchor.

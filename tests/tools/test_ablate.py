@@ -25,7 +25,7 @@ BASE = str(ROOT / "configs/coco_10.yaml")
 
 
 def test_the_paper_s_figures_are_those_of_the_specification() -> None:
-    """docs/method.md, section 9."""
+    """docs/method.md 9."""
     found = {table: [ap for _, ap in rows] for table, (_, rows) in ablate.TABLES.items()}
     assert found == {
         4: [23.86, 26.8, 30.1, 29.8, 31.4, 29.5, 34.0],
