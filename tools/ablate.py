@@ -51,7 +51,7 @@ def main() -> None:
             if args.num_gpus > 1:
                 runner.train_flags = ("--num-gpus", str(args.num_gpus))
             runs = make_runs(wanted, cases, args.config_file, args.opts, args.test, args.output)
-            for arm, row in list(runs.items()):  # baselines that no table asks for, where a burn-in is theirs
+            for arm, row in list(runs.items()):  # a baseline that is in no table, where runs share its burn-in
                 if any(map(runner.shares_burn_in, row)):
                     runs.setdefault(detector_of(arm), [run.baseline for run in row if run.baseline])
             bar.total = sum(map(len, runs.values()))

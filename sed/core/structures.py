@@ -138,7 +138,7 @@ class UnlabeledBatch:
 
 @dataclass(frozen=True)
 class DenseLevel:
-    """What a dense head (RPN, one-stage) says of one pyramid level.
+    """The prediction of a dense head (RPN, one-stage) for one pyramid level.
 
     Attributes:
         level: f, of stride 2**f.
@@ -166,7 +166,7 @@ class DensePrediction:
 
 @dataclass(frozen=True)
 class RegionPrediction:
-    """What a region head says of R given proposals, image after image.
+    """The prediction of a region head for R given proposals, image after image.
 
     Attributes:
         logits: [R, K + 1] softmax logits, background last.
@@ -181,7 +181,7 @@ class RegionPrediction:
 
 @dataclass(frozen=True)
 class QueryPrediction:
-    """What a query detector (the DETR family) says of each image: logits [N, Q, C], boxes [N, Q, 4] (cx, cy, w, h).
+    """The prediction of a query detector (the DETR family): logits [N, Q, C] and boxes [N, Q, 4] (cx, cy, w, h).
 
     With `softmax` C is K + 1, "no object" last; without, C = K sigmoid logits.
     """

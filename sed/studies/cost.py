@@ -2,7 +2,7 @@
 
 The floor is counted in network passes, each measured alone: the supervised step as it is, one more pass with gradient
 on the strong view, a quarter of one on the half-size view, the teacher's pass without, and the region heads on the
-pairs that the terms need. What the step takes beyond it is ours to answer for.
+pairs that the terms need. What the step takes beyond it is this project's overhead.
 """
 
 from __future__ import annotations
