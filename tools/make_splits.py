@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
             choice = choose(args, labeled, other, percent, fold)
             count = args.count or args.per_class or 0
             write_split(folder, choice, labeled, other, sources, percent=percent, count=count, fold=fold)
-            tell(folder, args.annotations, labeled["images"][0]["file_name"])
+            print_words(folder, args.annotations, labeled["images"][0]["file_name"])
     except (DataError, OSError) as error:
         sys.exit(f"error: {error}")
 
@@ -89,7 +89,7 @@ def choose(args: argparse.Namespace, labeled: Content, other: Content, percent: 
         return protocols.choose_per_class(labeled, args.per_class, fold)
     if args.like == "unbiased_teacher":
         return protocols.choose_unbiased_teacher(labeled, percent, fold, args.index_file)
-    ids = [image["id"] for image in labeled["images"]]  # all that the others may know
+    ids = [image["id"] for image in labeled["images"]]  # no annotation goes any further
     if args.like == "soft_teacher":
         return protocols.choose_soft_teacher(ids, percent, fold, args.seed_offset or 0)
     if args.like == "stac":
@@ -97,7 +97,7 @@ def choose(args: argparse.Namespace, labeled: Content, other: Content, percent: 
     return protocols.choose_sed(ids, percent, args.count or 0, fold)
 
 
-def tell(folder: Path, annotations: Path, name: str) -> None:
+def print_words(folder: Path, annotations: Path, name: str) -> None:
     """Print what was written and the keys of a run on it; `name` is the file name of an image of the source."""
     made = read_manifest(folder / "manifest.json")
     print(f"{folder}: {made['convention']}, {made['labeled']} labelled and {made['unlabeled']} unlabelled images")

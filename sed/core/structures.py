@@ -4,8 +4,7 @@ Shape shorthand: N images, H and W padded height and width, G ground-truth boxes
 column, anchor) order, C class logits of an anchor or query, R regions of the batch, Q queries, K foreground classes.
 
 Conventions:
-    box     (x0, y0, x1, y1), absolute pixels of the padded tensor's frame, x to the right, y down, x1 > x0;
-            queries alone: (cx, cy, w, h), fractions of the image's width and height.
+    box     (x0, y0, x1, y1), pixels of the padded tensor, x right, y down; queries: (cx, cy, w, h) as fractions.
     size    (height, width), in this order.
     pixels  RGB, 0..255, uint8 or float.
     class   0..K-1; where a head has a background logit it is the last one, index K.
@@ -37,15 +36,16 @@ class Images:
     sizes: tuple[Size, ...]
 
     def __post_init__(self) -> None:
-        if self.tensor.dim() != 4 or len(self.sizes) != self.tensor.shape[0]:
-            got = f"{tuple(self.tensor.shape)} and {len(self.sizes)} sizes"
-            raise ValueError(f"Images: expected a [N, 3, H, W] tensor and N sizes, got {got}")
+        shape = tuple(self.tensor.shape)
+        if len(shape) != 4 or len(self.sizes) != shape[0]:
+            raise ValueError(
+                f"Images: expected a [N, 3, H, W] tensor and N sizes, got {shape} and {len(self.sizes)} sizes"
+            )
 
     @classmethod
     def from_list(cls, images: Sequence[Tensor], multiple: int = 1) -> Images:
         """Batch [3, h, w] tensors of any sizes, padded right and bottom to sides that `multiple` divides."""
-        height = _round_up(max(image.shape[1] for image in images), multiple)
-        width = _round_up(max(image.shape[2] for image in images), multiple)
+        height, width = (_round_up(max(image.shape[side] for image in images), multiple) for side in (1, 2))
         tensor = images[0].new_zeros((len(images), 3, height, width))
         for slot, image in zip(tensor, images, strict=True):
             slot[:, : image.shape[1], : image.shape[2]].copy_(image)
@@ -70,14 +70,12 @@ class Images:
     def pad_to_multiple(self, multiple: int) -> Images:
         """The same images, padded further so that `multiple` divides H and W."""
         height, width = self.padded_size
-        bottom, right = _round_up(height, multiple) - height, _round_up(width, multiple) - width
-        if not (bottom or right):
-            return self
-        return replace(self, tensor=F.pad(self.tensor, (0, right, 0, bottom)))
+        bottom, right = -height % multiple, -width % multiple
+        return replace(self, tensor=F.pad(self.tensor, (0, right, 0, bottom))) if bottom or right else self
 
 
 def _round_up(value: int, multiple: int) -> int:
-    return (value + multiple - 1) // multiple * multiple
+    return -(-value // multiple) * multiple
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,7 @@ class LabeledBatch:
 
 @dataclass(frozen=True)
 class UnlabeledBatch:
-    """n_u unlabelled images in two views of one geometry: X_w and X_s of METHOD 2."""
+    """n_u unlabelled images in two views of one geometry: X_w and X_s of docs/method.md 2."""
 
     weak: Images
     strong: Images
@@ -140,16 +138,15 @@ class UnlabeledBatch:
 
 @dataclass(frozen=True)
 class DenseLevel:
-    """What a dense head (RPN, one-stage) says of one pyramid level.
+    """The prediction of a dense head (RPN, one-stage) for one pyramid level.
 
     Attributes:
-        level: f; the map's stride is 2**f.
+        level: f, of stride 2**f.
         grid: (rows, columns) of the map.
         logits: [N, A, C] sigmoid logits, A = rows x columns x anchors a cell (RPN: C = 1; one-stage: C = K).
         deltas: [N, A, 4] box regression in the detector's own normalised deltas.
         valid: [N, A] bool, False where the anchor's cell lies on padding; no loss counts those.
-        anchors: (width, height) in pixels of each anchor of a cell, in anchor order; () where nobody says. Only the
-            pairing of a single map asks for them (`sed.core.views.pair_levels`).
+        anchors: (width, height) in pixels of each anchor of a cell; needed of a single map alone (C4).
     """
 
     level: int
@@ -169,7 +166,7 @@ class DensePrediction:
 
 @dataclass(frozen=True)
 class RegionPrediction:
-    """What a region head says of R given proposals, image after image.
+    """The prediction of a region head for R given proposals, image after image.
 
     Attributes:
         logits: [R, K + 1] softmax logits, background last.
@@ -184,7 +181,7 @@ class RegionPrediction:
 
 @dataclass(frozen=True)
 class QueryPrediction:
-    """What a query detector (the DETR family) says of each image: logits [N, Q, C], boxes [N, Q, 4] (cx, cy, w, h).
+    """The prediction of a query detector (the DETR family): logits [N, Q, C] and boxes [N, Q, 4] (cx, cy, w, h).
 
     With `softmax` C is K + 1, "no object" last; without, C = K sigmoid logits.
     """

@@ -126,8 +126,8 @@ class TorchvisionRCNN(TorchvisionDetector):
         if pool.scales is None:
             # torchvision infers the maps' scales on the first call, from whatever sizes it is given then; the padded
             # size is the only one for which that is exact.
-            nobody = [features.images.tensor.new_zeros((0, 4))] * len(images)
-            pool(features.maps, nobody, [images.padded_size] * len(images))
+            no_boxes = [features.images.tensor.new_zeros((0, 4))] * len(images)
+            pool(features.maps, no_boxes, [images.padded_size] * len(images))
         return features
 
     def supervised_losses(self, batch: LabeledBatch) -> dict[str, Tensor]:

@@ -1,10 +1,10 @@
 """A detector over input scales: the ensemble of several test sizes, and how far scores move when an image is halved.
 
-The ensemble (docs/method.md, section 9; Tab. 7 of the paper): "an ensemble with NMS (Threshold=0.5)" [P]. [O] NMS
+The ensemble (docs/method.md 9; Tab. 7 of the paper): "an ensemble with NMS (Threshold=0.5)" [P]. [O] NMS
 is per class, as every detector here has it, and the best `limit` detections of an image are kept.
 
 The score distance (Fig. 2b): "the absolute difference between the predictions of the image in different sizes", here of
-X and of X^, its half-size copy, with the pairs of Eq. 2 (docs/method.md, sections 2, 4, 5). The paper leaves open [O]:
+X and of X^, its half-size copy, with the pairs of Eq. 2 (docs/method.md 2, 4, 5). The paper leaves open [O]:
     distance     Bernoulli scores: |p - p^|, of K classes the largest; softmax: total variation, sum |p - p^| / 2
     foreground   by ground truth and not by score, so that it is the same for all models and does not follow from the
                  distance: the anchors of the cell that holds an object's centre, in each level; a query whose

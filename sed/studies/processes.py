@@ -52,7 +52,7 @@ def stop_all() -> None:
 
 
 def _lock(stream: TextIO) -> None:
-    """Wait until nobody else writes this file: a process keeps the lock of what it prints to while it lives."""
+    """Wait until no other process writes this file: a process keeps the lock of what it prints to while it lives."""
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -30,7 +30,7 @@ THEIRS = dict(leaves(detectron2_cfg()))
 
 # Keys of both whose defaults differ on purpose
 PYRAMID = "the paper's detector has a feature pyramid (Base-RCNN-FPN.yaml); Detectron2's default is C4"
-RECIPE = "the paper's recipe (METHOD 9)"
+RECIPE = "the paper's recipe (docs/method.md 9)"
 TORCHVISION = "what torchvision's weights expect, and with them the native engine; Detectron2's are MSRA's"
 DIFFERENT = {
     "SEED": "runs are reproducible unless asked otherwise; -1 draws one",

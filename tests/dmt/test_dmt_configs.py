@@ -20,7 +20,7 @@ from dmt.splits import nested_split
 
 PROJECTS = Path(__file__).resolve().parents[2] / "projects"
 SIZES = {"voc2012_aug": 10582, "voc2012_1464": 10582, "cityscapes": 2975}
-# OTHER_SYSTEMS.md, sections 2 and 3: labelled images, gamma, learning rates of baseline and rounds, labelled and
+# Of the papers of DMT and DST-CBC: labelled images, gamma, learning rates of baseline and rounds, labelled and
 # pseudo-labelled images a step, epochs of baseline and rounds
 SEGMENTATION = {
     "DMT/voc_1_106": (100, 5, 0.002, 0.001, 1, 7, 300, 4),

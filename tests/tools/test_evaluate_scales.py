@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 from sed.cli import engines
+from sed.config import ConfigError
 from sed.data.loaders import test_loader as batches_of
 from sed.evaluation.coco import detect_all, score
 from sed.evaluation.scales import ensemble
+from sed.runtime.checkpoint_files import CheckpointError
+from sed.studies.scale_evaluation import explained
 from tools import evaluate_scales
 
 CONFIG = "configs/quickstart.yaml"
@@ -142,10 +145,10 @@ def test_bad_input_is_one_clear_line(run, weights, tmp_path):
 
 
 def test_a_size_that_a_detector_refuses_is_named():
-    with pytest.raises(evaluate_scales.ConfigError, match="at 32 px: fewer places"), evaluate_scales.explained(32):
+    with pytest.raises(ConfigError, match="at 32 px: fewer places"), explained(32):
         raise ValueError("fewer places than queries")
-    with pytest.raises(evaluate_scales.CheckpointError, match=r"^as it was$"), evaluate_scales.explained(32):
-        raise evaluate_scales.CheckpointError("as it was")
+    with pytest.raises(CheckpointError, match=r"^as it was$"), explained(32):
+        raise CheckpointError("as it was")
 
 
 @pytest.mark.slow
