@@ -267,7 +267,8 @@ def test_batch_of_one_equals_batch_of_many(case, detector):
     both = predict_all(detector, images)
     one = predict_all(detector, Images(images.tensor[1:], images.sizes[1:]))
     for name, value in both.items():
-        torch.testing.assert_close(value[1:], one[name], atol=1e-5, rtol=1e-4)
+        # rounding alone: a processor's kernels depend on the batch size (1.4e-5 on an AMD EPYC)
+        torch.testing.assert_close(value[1:], one[name], atol=5e-5, rtol=1e-4)
 
 
 def test_a_copy_has_the_predictions_of_the_original(case, detector):
