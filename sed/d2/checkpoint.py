@@ -109,9 +109,7 @@ class RunCheckpointer(SafeCheckpointer):
         return str(checkpoints(self.save_dir)[-1])
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        own = self.model.state_dict()  # the method's own state, such as running histograms, starts anew where none is
-        fresh = {n: v for n, v in own.items() if not n.startswith(("method.student.", "method.teacher."))}
-        found = checkpoint["model"] = {**fresh, **checkpoint["model"]}
+        own, found = self.model.state_dict(), checkpoint["model"]
         wrong = [name for name in own if name not in found or own[name].shape != found[name].shape]
         if wrong or len(found) != len(own):
             raise CheckpointError(

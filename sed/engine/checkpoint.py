@@ -84,9 +84,7 @@ def check_same_tensors(
 
 
 def load_method(method: Method, full: Mapping[str, Any], path: str | Path) -> None:
-    """Load student and teacher from a full checkpoint, and the method's own state where the file has one.
-
-    A checkpoint of another method's burn-in has none (running histograms); then it starts anew.
+    """Load student and teacher from a full checkpoint.
 
     Raises:
         CheckpointError: for another architecture.
@@ -94,9 +92,8 @@ def load_method(method: Method, full: Mapping[str, Any], path: str | Path) -> No
     then, now = full.get("fingerprint", {}), fingerprint(method.student)
     what = f"{type(method.student).__name__} (made with {then}, here {now})" if then != now else "model"
     own = method.state_dict()
-    found = {n: value for n, value in own.items() if not n.startswith(("student.", "teacher."))} | full["method"]
-    check_same_tensors(own, found, path, what)
-    method.load_state_dict(found)
+    check_same_tensors(own, full["method"], path, what)
+    method.load_state_dict({**own, **full["method"]})  # an old file has no counters of batch norm
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -173,21 +173,6 @@ def test_resuming_from_something_else_is_refused(tmp_path, squares):
         make_trainer(cfg).resume_or_load(resume=True)
 
 
-def test_a_method_state_that_the_checkpoint_lacks_starts_anew(tmp_path, squares):
-    """The running histogram, switched on in the middle of a run; weights and iteration are the run's."""
-    before = make_trainer(tiny_config(squares, tmp_path, DATASETS__TEST="()"))
-    before.checkpointer.save("checkpoint_0000001", iteration=0)
-    cfg = tiny_config(squares, tmp_path, DATASETS__TEST="()", SED__REWEIGHT__MOMENTUM=0.9)
-    after = make_trainer(cfg)
-    own = {n: v.clone() for n, v in after.method.reweights.state_dict().items()}
-    after.resume_or_load(resume=True)
-    assert own
-    assert all(torch.equal(own[n], v) for n, v in after.method.reweights.state_dict().items())
-    student = after.method.student.state_dict()
-    assert all(torch.equal(student[n], v) for n, v in before.method.student.state_dict().items())
-    assert after.start_iter == 1
-
-
 def test_a_write_that_dies_leaves_the_last_checkpoint_whole(tmp_path, squares, monkeypatch):
     trainer = make_trainer(tiny_config(squares, tmp_path, DATASETS__TEST="()"))
     trainer.checkpointer.save("checkpoint_0000001", iteration=0)
