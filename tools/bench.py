@@ -1,4 +1,4 @@
-"""What a SED step costs, as ratios, measured in one process (docs/method.md 8 and 13).
+"""What a SED step costs, as ratios, measured in one process (docs/method.md 8, docs/benchmarks.md).
 
     python tools/bench.py                       # R50-FPN, 320 px, 2 + 2 images, one thread; about 3 minutes
     python tools/bench.py --device cuda --size 800 --images 4

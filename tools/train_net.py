@@ -1,4 +1,4 @@
-"""Train or evaluate a detector; the same flags as Detectron2's own script.
+"""Train or evaluate a detector; the same flags as Detectron2's own script, and --eval-model.
 
     python tools/train_net.py --config-file configs/quickstart.yaml
     python tools/train_net.py --config-file configs/quickstart.yaml SEMI.METHOD supervised
@@ -8,7 +8,7 @@
     python tools/train_net.py --config-file configs/coco_10.yaml --num-gpus 8
     torchrun --nproc-per-node 8 tools/train_net.py --config-file configs/coco_10.yaml
 
-Words after the flags are KEY VALUE pairs that override the config; sed/config.py lists every key. The step is
+Arguments after the flags are KEY VALUE pairs that override the config; docs/options.md lists every key. The step is
 in sed/methods/, the loop in sed/engine/trainer.py or, with ENGINE detectron2, in sed/d2/trainer.py.
 """
 
@@ -24,14 +24,14 @@ from sed.runtime.output import OutputError
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = make_parser(__doc__)
     parser.add_argument("--eval-model", choices=("teacher", "student"), default="teacher", help="with --eval-only")
     return parser.parse_args(arguments)
 
 
 def main(args: argparse.Namespace) -> None:
-    """One process of the run."""
+    """Train or evaluate, in one process of the run."""
     try:
         engine = pick(args.config_file, args.opts)
         cfg = engine.load_config(args.config_file, args.opts)

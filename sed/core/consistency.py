@@ -1,11 +1,12 @@
 """The consistency losses between two predictions of the same anchors or regions: D and the box term.
 
-    Eq. 3 (distillation)   D(sg P_t || P_s) + |sg R_t - R_s|^2
-    Eq. 2 (scale)          D(sg P || P^) + D(sg P^ || P) + |R - R^|^2
+    Eq. 3 (distillation)   D(sg t || p) + |sg R_t - R_p|^2
+    Eq. 2 (scale)          D(sg t || p) + D(sg p || t) + |R_t - R_p|^2
 
-P are class probabilities, R box deltas; ^ marks the prediction on X^. D is the KL divergence, computed from logits; its
-gradient with respect to the student's logits is P_s - P_t (docs/method.md 3). The KL divergences of all samples of a
-term, all levels together, become one number by a `Reweight` (Eq. 5, docs/method.md 6); the box term is a plain mean.
+t and p are class probabilities, R box deltas: t and R_t of the target (the teacher, or the student on X), p and R_p of
+the student. D is the KL divergence, computed from logits; its gradient with respect to the student's logits is p - t
+(docs/method.md 3). The KL divergences of all samples of a term, all levels together, become one number by a `Reweight`
+(Eq. 5, docs/method.md 6); the box term is a plain mean.
 
 Shape shorthand: see `sed.core.structures`; t is the target, p the student's prediction, sg stop-gradient.
 """
@@ -45,10 +46,10 @@ def dense_consistency(
     symmetric: bool,
     distance: BoxDistance | None = None,
 ) -> ConsistencyLoss:
-    """Eq. 3 or Eq. 2 over the anchors of all levels together (docs/method.md 3).
+    """The consistency loss of paired anchors of all levels: Eq. 3, or Eq. 2 if `symmetric` (docs/method.md 3).
 
-    Each class logit of an anchor is a Bernoulli vector [p, 1 - p] and one sample of D (RPN: 1 an anchor, RetinaNet: K).
-    An anchor counts where it is valid in both predictions. The box term is the mean over anchors of the squared
+    Each class logit of an anchor is a Bernoulli vector [p, 1 - p] and one sample of D (RPN: 1 per anchor, RetinaNet:
+    K). An anchor counts where it is valid in both predictions. The box term is the mean over anchors of the squared
     difference, summed over the 4 deltas.
 
     Args:
@@ -56,7 +57,7 @@ def dense_consistency(
         reweight: turns the samples of D into a scalar.
         symmetric: False: Eq. 3, no gradient to the target. True: Eq. 2, D in both directions, and the box term has a
             gradient to both predictions; g is the same in both directions, so one histogram serves both.
-        distance: the box term of one anchor; None: `squared_error`, the paper's.
+        distance: the box term of one anchor; None: `squared_error`.
 
     Raises:
         ValueError: where there is no pair, or a pair is unequal in shape.
@@ -93,7 +94,7 @@ def region_consistency(
     symmetric: bool,
     distance: BoxDistance | None = None,
 ) -> ConsistencyLoss:
-    """Eq. 3 or Eq. 2 over the regions of the whole batch (docs/method.md 4).
+    """The consistency loss of the regions of a batch: Eq. 3, or Eq. 2 if `symmetric` (docs/method.md 4).
 
     Box term [D]: class-specific deltas are compared per class and weighted by the target's probability of that class,
     background excluded; class-agnostic deltas are weighted by the target's foreground probability; then comes the mean
@@ -137,12 +138,12 @@ def region_consistency(
 
 
 def squared_error(target: Tensor, student: Tensor) -> Tensor:
-    """|R_t - R_s|^2, the paper's box term: [..] of deltas or boxes [.., 4]."""
+    """|R_t - R_p|^2, the box term as it is read here [O], of four numbers [.., 4] each: [..]."""
     return (target - student).square().sum(-1)
 
 
 def absolute_error(target: Tensor, student: Tensor) -> Tensor:
-    """|R_t - R_s|_1, the L1 distance of many detectors' own box losses: [..] of deltas or boxes [.., 4]."""
+    """|R_t - R_p|_1, the L1 distance of many detectors' own box losses: [..] of deltas or boxes [.., 4]."""
     return (target - student).abs().sum(-1)
 
 

@@ -85,7 +85,7 @@ def query_consistency(
     reweight: Reweight,
     symmetric: bool,
 ) -> ConsistencyLoss:
-    """Eq. 3 or Eq. 2 over the matched queries of all images (docs/method.md 5).
+    """The consistency loss of the matched queries of all images: Eq. 3, or Eq. 2 if `symmetric` (docs/method.md 5).
 
     Softmax head: a query is one sample of D, over K + 1 classes. Sigmoid head: each of its K classes is one. The box
     term is the mean over queries of the squared difference, summed over the normalised (cx, cy, w, h).

@@ -3,11 +3,11 @@
 A `Reweight` turns the samples of one term and head of one step, all levels together, into one loss:
 
     kl    KL divergence of each sample
-    g     disagreement of each sample in [0, 1]: half the gradient norm of the KL with respect to the logits
+    g     disagreement of each sample in [0, 1]: 1/2 sum_c |p_c - t_c|, for a Bernoulli vector |p - t|
     mask  bool, which samples count (those on padding do not)
 
 All three have the same shape, which may be any. The result is a scalar, float32 (float64 for float64 samples), 0 where
-no sample counts. It is differentiable in kl alone; g and the counts R_j are constants. Nothing here waits for the GPU:
+no sample counts. It is differentiable in kl only; g and the counts R_j are constants. Nothing here waits for the GPU:
 no boolean indexing, and no torch.bincount, which reads the largest index back.
 """
 
@@ -31,7 +31,7 @@ LANES = 4096  # counters that share the counting, see `_count`
 
 
 def make_reweight(kind: str, bins: int = 10, sum_over_processes: SumOverProcesses | None = None) -> Reweight:
-    """The `Reweight` of a name: "histogram" (Eq. 5), "none" (plain mean), "ohem" or "focal" (Tab. 10).
+    """Build the `Reweight` named `kind`: "histogram" (Eq. 5), "none" (plain mean), "ohem" or "focal" (Tab. 10).
 
     Args:
         kind: the name.

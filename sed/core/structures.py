@@ -1,4 +1,4 @@
-"""The value types that cross a room's wall, and the only place that states the conventions.
+"""The data types passed between packages (images, targets, predictions), and their conventions, stated only here.
 
 Shape shorthand: N images, H and W padded height and width, G ground-truth boxes, A anchors of one level in (row,
 column, anchor) order, C class logits of an anchor or query, R regions of the batch, Q queries, K foreground classes.
@@ -146,7 +146,7 @@ class DenseLevel:
         logits: [N, A, C] sigmoid logits, A = rows x columns x anchors a cell (RPN: C = 1; one-stage: C = K).
         deltas: [N, A, 4] box regression in the detector's own normalised deltas.
         valid: [N, A] bool, False where the anchor's cell lies on padding; no loss counts those.
-        anchors: (width, height) in pixels of each anchor of a cell; needed of a single map alone (C4).
+        anchors: (width, height) in pixels of each anchor of a cell; needed only of a single map (C4).
     """
 
     level: int

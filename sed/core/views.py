@@ -3,10 +3,9 @@
 X^ is X at 1 / 2^s of its size. The cell (row, column) of level f on X and the cell (row, column) of level
 f - s on X^ look at the same part of the picture, so anchor i of P_f(X) and of P_{f-s}(X^) is the same anchor.
 
-Where there is one map alone (C4), the map of X is pooled to the grid of X^'s, and of a cell's anchors the one of size
-k on X is paired with the one of size k / 2^s on X^: both cover the same part of the scene, as a pyramid's pairs do.
+Detectors with one single map (Detectron2's C4): `sed.core.single_map`.
 
-Shape shorthand: see `sed.core.structures`; a, anchors a cell.
+Shape shorthand: see `sed.core.structures`; a, anchors per cell.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ def downscale(images: Images, s: int) -> Images:
     """X^: each pixel the mean of a 2^s x 2^s block of `images` (area interpolation, so it does not alias).
 
     Args:
-        images: X, padded so that its sides divide by 2^s (by largest stride x 2^s for the network to follow).
+        images: X, padded so that its sides divide by 2^s; the network needs largest stride x 2^s.
         s: >= 0; 0: the same pixels.
 
     Returns:
@@ -55,9 +54,8 @@ def downscale(images: Images, s: int) -> Images:
 def pair_levels(full: DensePrediction, small: DensePrediction, s: int) -> list[LevelPair]:
     """Pair P_f(X) with P_{f-s}(X^) for every f where both exist; the end levels without partner take no part.
 
-    A detector with one single map has no such pair. There X's map is average-pooled by 2^s to X^'s grid, and the
-    anchor of size k on X is paired with the anchor of size k / 2^s and the same ratio on X^ [O]; anchors without a
-    partner take no part on either side. With s = 0, two views of one size, every level is paired with itself.
+    A detector with one single map has no such pair: see `sed.core.single_map`. With s = 0, two views of one size, every
+    level is paired with itself.
 
     Args:
         full: prediction on X.

@@ -11,7 +11,7 @@ A training loop (a plain one, or Detectron2's trainers, with or without DDP) doe
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from sed.core.schedules import ema_rate, ramp
-from sed.core.structures import LabeledBatch, UnlabeledBatch
+from sed.core.structures import DenseLevel, LabeledBatch, QueryPrediction, RegionPrediction, UnlabeledBatch
+from sed.core.targets import is_softmax
 from sed.core.teacher import Teacher
 from sed.detectors.base import Detector
 from sed.options.methods import EMA, SemiOptions
@@ -35,7 +36,7 @@ class Schedule:
         first_drop: step of the first learning-rate drop.
         ramp_steps: steps over which the unsupervised weights rise linearly after burn-in; 0: at once.
         ema: policy and values of the rate a of Eq. 4.
-        seed: of the scale s that a step draws.
+        seed: of the random scale exponent s of Eq. 2 (`sed.core.views.draw_scale`).
     """
 
     burn_in: int
@@ -66,9 +67,8 @@ class Schedule:
 def statistics_kept(model: nn.Module) -> Iterator[None]:
     """A context in which batch norm in train mode keeps its running statistics as they are (docs/method.md 7).
 
-    It still normalises by the batch. The exported model normalises by the running statistics; passes on strong and
-    half-size views would make up two thirds of them, and no test image looks like those views. So they come from the
-    labelled images alone.
+    It still normalises by the batch. The exported model normalises by the running statistics. Two of three passes are
+    on unlabelled views and would dominate them, so they come from the labelled images only [D].
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     for norm in norms:
@@ -81,21 +81,16 @@ def statistics_kept(model: nn.Module) -> Iterator[None]:
 
 
 def full_precision(tensor: Tensor) -> AbstractContextManager[None]:
-    """A context without autocast on the device of `tensor`, for a teacher whose boxes become ground truth."""
+    """A context without autocast on the device of `tensor`: boxes that become pseudo-labels need float32."""
     return torch.autocast(tensor.device.type, enabled=False)
 
 
 @torch.no_grad()
-def count_confident(logits: Iterable[Tensor], softmax: bool) -> Tensor:
-    """The number of predictions that have a foreground class with a probability of at least 1/2.
-
-    Args:
-        logits: tensors [.., C] of one head of the teacher.
-        softmax: whether they are softmax logits, background last; else sigmoid logits.
-    """
-    if softmax:
-        return torch.stack([(x.softmax(-1)[..., :-1].amax(-1) >= 0.5).sum() for x in logits]).sum()
-    return torch.stack([(x.amax(-1) >= 0).sum() for x in logits]).sum()
+def count_confident(predictions: Sequence[DenseLevel | RegionPrediction | QueryPrediction]) -> Tensor:
+    """The number of predictions of a head whose best foreground class has a probability of at least 1/2."""
+    if is_softmax(predictions[0]):
+        return torch.stack([(p.logits.softmax(-1)[..., :-1].amax(-1) >= 0.5).sum() for p in predictions]).sum()
+    return torch.stack([(p.logits.amax(-1) >= 0).sum() for p in predictions]).sum()
 
 
 class Method(nn.Module, ABC):
@@ -104,9 +99,9 @@ class Method(nn.Module, ABC):
     Attributes:
         student: the detector that the optimizer trains.
         teacher: its moving average, always in eval mode, never in the optimizer; `.module` is the detector.
-        metrics: numbers of the last step besides its losses, detached, for the log alone. "teacher_positives" is the
-            number of confident predictions of the teacher: with pseudo-labels, the number of them; in `sed`, which has
-            none, the number that `count_confident` gives for the detector's last head.
+        metrics: numbers of the last step besides its losses, detached, for the log only. "teacher_positives" is the
+            number of confident predictions of the teacher: the number of pseudo-labels; in `sed`, which has none,
+            those that `count_confident` finds: of the region head, else of the queries, else of the anchors.
         uses_unlabeled: whether the method reads unlabelled images after burn-in.
     """
 
@@ -129,7 +124,8 @@ class Method(nn.Module, ABC):
             step: of the run, counted from 0.
 
         Returns:
-            Scalars named `term/head_part`, such as "scale/dense_cls".
+            Scalars named `term/head_part`, such as "scale/dense_cls": term sup, scale, distill, pseudo or pseudo_half;
+            head dense, region or query; part cls or box.
         """
 
     def needs_unlabeled(self, step: int) -> bool:

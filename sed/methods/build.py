@@ -30,7 +30,7 @@ def build_method(
     options: SEDOptions | SEDPlusOptions | PseudoLabelOptions | None = None,
     sum_over_processes: SumOverProcesses | None = None,
 ) -> Method:
-    """The method of a name, with `student` as the detector that it trains.
+    """Build the method called `name` around the detector that it trains.
 
     Args:
         name: a value of SEMI.METHOD.

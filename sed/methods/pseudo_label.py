@@ -109,7 +109,7 @@ class PseudoLabel(Method):
         if unlabeled is None:
             return losses
         pseudo = predict_pseudo_labels(self.teacher.module, unlabeled.weak, self.options.threshold)
-        ratio = len(unlabeled) / len(labeled) * self.schedule.ramp(step)  # n_u / n_s
+        ratio = len(unlabeled) / len(labeled) * self.schedule.ramp(step)  # n_u / n_s, times the ramp
         with statistics_kept(self.student):
             for view in self.views(unlabeled):
                 for part, loss in self.view_losses(view, pseudo).items():

@@ -1,19 +1,21 @@
 """SED, Scale-Equivalent Distillation (CVPR 2022): the whole training step.
 
     L = L_sup + (n_u / n_s) (lambda_s L_scale + lambda_d L_distill)                                        Eq. 1
-    L_scale    consistency of the student on X and on X^, the image at 1/2^s of its size                   Eq. 2
+    L_scale    consistency of the student on X with itself on X^, X at 1/2^s of its size                   Eq. 2
     L_distill  consistency of the student on X_s (strong view) with the teacher on X_w (weak view)         Eq. 3
     The classification part of both is re-weighted by a histogram of gradient norms                        Eq. 5
     The teacher is the moving average of the student                                                       Eq. 4
 
-The equations are in `sed.core.consistency`, `sed.core.matching` and `sed.core.reweighting`; docs/method.md closes what
-the paper leaves open. With `SED.SCALE_TARGET teacher` ("anchored") the target of the half-size view is the teacher's
-prediction on X_w instead [D]. Shape shorthand: see `sed.core.structures`; P proposals of an image.
+X of Eq. 2 is X_s by default, and X^ is X_w made small [O]: `SED.SCALE_SOURCE` and `SMALL_VIEW` choose otherwise. With
+`SED.SCALE_TARGET teacher` the target of X^ is the teacher's prediction on X_w instead [D]. The formulas are in
+`sed.core`: consistency, matching, reweighting. [O]: the paper leaves it open, [D]: a deviation (docs/method.md).
+
+Shape shorthand: see `sed.core.structures`; P proposals of an image.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -23,7 +25,7 @@ from sed.core.consistency import ConsistencyLoss, dense_consistency, region_cons
 from sed.core.matching import match_views, query_consistency
 from sed.core.reweighting import SumOverProcesses, make_reweight
 from sed.core.structures import DensePrediction, Images, LabeledBatch, QueryPrediction, UnlabeledBatch
-from sed.core.targets import harden_sigmoid, harden_softmax
+from sed.core.targets import harden
 from sed.core.views import downscale, draw_scale, pair_levels
 from sed.detectors.base import Detector, Features
 from sed.methods.base import Method, Schedule, count_confident, statistics_kept
@@ -32,9 +34,9 @@ from sed.options.methods import SEDOptions
 
 @dataclass(frozen=True)
 class View:
-    """The predictions of one model, student or teacher, on one view; None for a head that it does not have.
+    """The predictions of student or teacher on one view, by heads: dense (RPN, one-stage), region (second stage), query.
 
-    proposals: N tensors [P, 4] in the frame of this view; an empty list without a region head.
+    proposals: N tensors [P, 4] in the frame of this view; an empty list without a region head. None for another head that is not there.
     """
 
     model: Detector
@@ -98,7 +100,7 @@ class SED(Method):
                 views = [(term.target.queries, term.student.queries) for term in terms.values()]
                 partners = list(match_views(views, self.options.lambda_iou))
             parts = {n: self._losses(t, p) for (n, t), p in zip(terms.items(), partners, strict=True)}
-        ratio = len(unlabeled) / len(labeled) * self.schedule.ramp(step)  # n_u / n_s
+        ratio = len(unlabeled) / len(labeled) * self.schedule.ramp(step)  # n_u / n_s, times the ramp, times the ramp
         for name, term in terms.items():
             for head, loss in parts[name].items():
                 losses[f"{name}/{head}_cls"] = ratio * (term.weight * loss.cls)
@@ -106,38 +108,48 @@ class SED(Method):
         return losses
 
     def _terms(self, unlabeled: UnlabeledBatch, step: int) -> dict[str, Term]:
-        """The terms whose lambda is not 0; each view that they need is predicted once."""
+        """The terms whose lambda is not 0, from one network pass per view and no pass that no term needs.
+
+        | term                        | target            | student           | regions of both region heads         |
+        | scale (Eq. 2)               | student on X      | student on X^     | the proposals of both views          |
+        | scale, SCALE_TARGET teacher | teacher on X_w    | student on X^     | the teacher's proposals              |
+        | distillation (Eq. 3)        | teacher on X_w    | student on X_s    | the proposals of both networks       |
+        """
         o, terms = self.options, {}
         scale, distill, symmetric = o.lambda_scale > 0, o.lambda_distill > 0, o.scale_target == "student"
         s = draw_scale(step, o.max_scale, self.schedule.seed)
 
-        # Views: X_w, X_s and X^ share one geometry; padded so that their grids pair exactly (docs/method.md 2)
+        # Views of one geometry, padded so that the grids of X and X^ pair exactly (docs/method.md 2)
         padding = self.student.size_divisibility * 2**s
         weak, strong = unlabeled.weak.pad_to_multiple(padding), unlabeled.strong.pad_to_multiple(padding)
 
-        # Predictions; the teacher's without gradient
-        teacher = student = full = None
+        # Passes; the teacher's without gradient
         if distill or (scale and not symmetric):
             with torch.no_grad():
-                teacher = self._predict(self.teacher.module, weak)
+                teacher_on_weak = self._predict(self.teacher.module, weak)
         if distill or (scale and symmetric and o.scale_source == "strong"):
-            student = full = self._predict(self.student, strong)
-        if scale and symmetric and o.scale_source == "weak":
-            full = self._predict(self.student, weak)
-
+            student_on_strong = self._predict(self.student, strong)
+        if scale and symmetric:
+            student_on_x = student_on_strong if o.scale_source == "strong" else self._predict(self.student, weak)
         if scale:
-            small = self._predict(self.student, downscale(weak if o.small_view == "weak" else strong, s))
-            target = full if symmetric else teacher
-            regions = target.proposals
-            if symmetric:  # both views' proposals, in the frame of X
-                regions = [torch.cat([p, q * 2**s]) for p, q in zip(regions, small.proposals, strict=True)]
-            terms["scale"] = Term(o.lambda_scale, target, small, regions, s, symmetric)
+            small = downscale(weak if o.small_view == "weak" else strong, s)  # X^
+            student_on_small = self._predict(self.student, small)
+
+        if scale and symmetric:
+            rows = zip(student_on_x.proposals, student_on_small.proposals, strict=True)
+            regions = [torch.cat([p, q * 2**s]) for p, q in rows]  # frame of X
+            terms["scale"] = Term(o.lambda_scale, student_on_x, student_on_small, regions, s, symmetric=True)
+        elif scale:
+            regions = teacher_on_weak.proposals
+            terms["scale"] = Term(o.lambda_scale, teacher_on_weak, student_on_small, regions, s, symmetric=False)
         if distill:
-            regions = [torch.cat([p, q]) for p, q in zip(teacher.proposals, student.proposals, strict=True)]
-            terms["distill"] = Term(o.lambda_distill, teacher, student, regions, 0, False)
+            rows = zip(teacher_on_weak.proposals, student_on_strong.proposals, strict=True)
+            regions = [torch.cat([p, q]) for p, q in rows]
+            terms["distill"] = Term(o.lambda_distill, teacher_on_weak, student_on_strong, regions, 0, symmetric=False)
         return terms
 
     def _predict(self, model: Detector, images: Images) -> View:
+        """One network pass over one view."""
         features = model.encode(images)
         dense = model.dense(features) if "dense" in model.heads else None
         proposals = model.propose(features, dense, self.options.regions_per_view) if "region" in model.heads else []
@@ -145,30 +157,23 @@ class SED(Method):
         return View(model, features, dense, proposals, queries)
 
     def _losses(self, term: Term, partners: Tensor | None) -> dict[str, ConsistencyLoss]:
-        """Eq. 2 or Eq. 3 for each head; `partners`: of `match_views`, for the query head."""
-        heads, losses = self.student.heads, {}
-        hard = self.options.distill_target == "hard" and not term.symmetric
-        if "dense" in heads:
-            pairs = pair_levels(term.target.dense, term.student.dense, term.s)  # (f, f - s): the same anchors
-            logits, softmax = [target.logits for target, _ in pairs], False
-            if hard:
-                pairs = [(replace(target, logits=harden_sigmoid(target.logits)), own) for target, own in pairs]
+        """Eq. 2 or Eq. 3 of each head; `partners` are those of `match_views`, for the query head."""
+        target, student, losses = term.target, term.student, {}
+        hard = self.options.distill_target == "hard" and not term.symmetric  # Tab. 4
+        if target.dense is not None:
+            pairs = pair_levels(target.dense, student.dense, term.s)  # levels (f, f - s): the same anchors
+            last_head = [level for level, _ in pairs]
+            pairs = [(harden(level), own) for level, own in pairs] if hard else pairs
             losses["dense"] = dense_consistency(pairs, self.reweight, term.symmetric)
-        if "region" in heads:
+        if "region" in target.model.heads:
             with torch.set_grad_enabled(term.symmetric):
-                target = term.target.model.regions(term.target.features, term.regions)
-            own = term.student.model.regions(term.student.features, [b / 2**term.s for b in term.regions])
-            logits, softmax = [target.logits], True
-            if hard:
-                target = replace(target, logits=harden_softmax(target.logits))
-            losses["region"] = region_consistency(target, own, self.reweight, term.symmetric)
-        if "query" in heads:
-            target = term.target.queries
-            logits, softmax = [target.logits], target.softmax
-            if hard:
-                harden = harden_softmax if target.softmax else harden_sigmoid
-                target = replace(target, logits=harden(target.logits))
-            losses["query"] = query_consistency(target, term.student.queries, partners, self.reweight, term.symmetric)
+                regions = target.model.regions(target.features, term.regions)
+            own, last_head = student.model.regions(student.features, [b / 2**term.s for b in term.regions]), [regions]
+            regions = harden(regions) if hard else regions
+            losses["region"] = region_consistency(regions, own, self.reweight, term.symmetric)
+        if target.queries is not None:
+            queries, last_head = harden(target.queries) if hard else target.queries, [target.queries]
+            losses["query"] = query_consistency(queries, student.queries, partners, self.reweight, term.symmetric)
         if not term.symmetric:  # the target is the teacher
-            self.metrics["teacher_positives"] = count_confident(logits, softmax)
+            self.metrics["teacher_positives"] = count_confident(last_head)
         return losses

@@ -6,7 +6,7 @@ L_det are the detector's own losses with the teacher's confident detections on X
 `sed.methods.pseudo_label`; only the region head has other targets. A hard target, one class or background, is plainly
 wrong where the teacher took one class for another or missed an object. So a region on a pseudo-label learns its box and
 the teacher's distribution over the classes, and a region away from all pseudo-labels the teacher's own soft prediction.
-On which data that helps: docs/evidence.md.
+Measured so far, that is no gain over hard classes (docs/evidence.md).
 
 Shape shorthand: see `sed.core.structures`; P regions and G pseudo-labels of one image.
 """

@@ -36,13 +36,13 @@ class Input:
     max_size_train: int = option(1333, "limit of the long side in training", low=1)
     min_size_test: int = option(800, "short side of test images", low=1)
     max_size_test: int = option(1333, "limit of the long side of test images", low=1)
-    random_flip: str = option("horizontal", "with probability 0.5", choices=("horizontal", "none"))
+    random_flip: str = option("horizontal", "horizontal: flip with probability 0.5", choices=("horizontal", "none"))
     cutout_fill: str = option(
-        "random", "of the strong view's cutouts. random: noise per pixel [O]", choices=("random", "constant")
+        "random", "fill of the strong view's cutouts. random: noise per pixel [O]", choices=("random", "constant")
     )
     geometric: str = option(
         "none",
         "randaugment: rotate, translate or shear the weak view, from which the other views are made (A.2)",
         choices=("none", "randaugment"),
     )
-    geometric_level: float = option(5.0, "of RandAugment's 10", low=0, high=10)
+    geometric_level: float = option(5.0, "strength of that, of RandAugment's 10", low=0, high=10)

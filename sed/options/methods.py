@@ -1,7 +1,7 @@
 """The options of the methods: section SEMI, of all methods, and SED, SED_PLUS and PSEUDO_LABEL, of one each.
 
-The defaults of `SEDOptions` are the paper's. [O] marks what the paper leaves open, [D] what deviates from it
-(docs/method.md).
+The defaults of `SEDOptions` are the paper's but for REGIONS_PER_VIEW (256; the paper: typically 1000). [O] marks what
+the paper leaves open, [D] what deviates from it (docs/method.md).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class EMA:
         "step: START, then END from the first drop of the learning rate | cosine: from START to END | constant: START",
         choices=("step", "cosine", "constant"),
     )
-    start: float = option(0.99, "the first rate", low=0, high=1)
+    start: float = option(0.99, "the first rate; the paper's cosine has 0.996, its constant 0.95", low=0, high=1)
     end: float = option(0.9, "the last rate", low=0, high=1)
 
 
@@ -30,14 +30,14 @@ class EMA:
 class SemiOptions:
     """Semi-supervised training, whatever the method."""
 
-    method: str = option("sed", "how unlabelled images are used; a file of sed/methods each", choices=METHODS)
+    method: str = option("sed", "how unlabelled images are used; one file of sed/methods per method", choices=METHODS)
     labeled_percent: float = option(
         0.0, "labelled share of DATASETS.TRAIN where DATASETS.UNLABELED is empty; 0: see LABELED_COUNT", low=0, high=100
     )
     labeled_count: int = option(0, "the same as a number of images", low=0)
     fold: int = option(0, "which split; a fold seeds the split and nothing else")
-    ims_per_batch_labeled: int = option(8, "n_s, labelled images a step, over all processes", low=1)
-    ims_per_batch_unlabeled: int = option(8, "n_u, unlabelled images a step, over all processes", low=1)
+    ims_per_batch_labeled: int = option(8, "n_s, labelled images per step, over all processes", low=1)
+    ims_per_batch_unlabeled: int = option(8, "n_u, unlabelled images per step, over all processes", low=1)
     burn_in: int = option(10000, "supervised steps first; at their end the teacher is a copy of the student", low=0)
     ramp_steps: int = option(
         0, "steps over which the unsupervised weights rise after burn-in; 0: at once (the paper) [O]", low=0
@@ -47,7 +47,7 @@ class SemiOptions:
     )
     ema: EMA = section(EMA)
     collapse_steps: int = option(
-        200, "warn after so many steps with hardly any confident prediction of the teacher; 0: never", low=0
+        200, "warn after so many steps in which the teacher is confident of less than 0.5 objects; 0: never", low=0
     )
 
 
@@ -57,7 +57,7 @@ class ReweightOptions:
 
     kind: str = option(
         "histogram",
-        "histogram: Eq. 5 | none: plain mean | ohem: the tenth with the largest loss | focal: exponent 2 (Tab. 10)",
+        "histogram: Eq. 5 | none: mean | ohem: mean of the 10 % with the largest loss | focal: exponent 2 (Tab. 10)",
         choices=("histogram", "none", "ohem", "focal"),
     )
     bins: int = option(10, "M of Eq. 5 [O]", low=1)
@@ -66,16 +66,16 @@ class ReweightOptions:
 
 @dataclass(frozen=True)
 class SEDOptions:
-    """SED, the paper's method; the defaults are the paper's."""
+    """SED, the paper's method."""
 
     lambda_scale: float = option(0.5, "lambda_s of Eq. 1; 0 leaves the scale term and its network passes out", low=0)
-    lambda_distill: float = option(1.0, "lambda_d of Eq. 1; likewise", low=0)
+    lambda_distill: float = option(1.0, "lambda_d of Eq. 1; 0 leaves the distillation term out", low=0)
     distill_target: str = option(
         "soft", "the teacher's targets. soft: Eq. 3 | hard: their most likely class (Tab. 4)", choices=("soft", "hard")
     )
     scale_target: str = option(
         "student",
-        "the scale term's target. student: Eq. 2 | teacher: its full-size prediction ('anchored') [D]",
+        "the scale term's target. student: Eq. 2 | teacher: its prediction on the full size [D]",
         choices=("student", "teacher"),
     )
     scale_source: str = option(

@@ -23,7 +23,7 @@ class Backbone:
 class ResNets:
     """MODEL.RESNETS."""
 
-    depth: int = option(50, "of the ResNet: 18 | 34 | 50 | 101")
+    depth: int = option(50, "depth of the ResNet: 18 | 34 | 50 | 101")
     norm: str = option("FrozenBN", "GN when training from scratch", choices=("FrozenBN", "BN", "GN"))
 
 
@@ -99,11 +99,13 @@ class DETR:
 class ModelOptions:
     """The detector."""
 
-    meta_architecture: str = option("ScaleConsistentRCNN", "the kind of detector", choices=ARCHITECTURES)
+    meta_architecture: str = option(
+        "ScaleConsistentRCNN", "Faster R-CNN | RetinaNet | DETR family", choices=ARCHITECTURES
+    )
     device: str = option("auto", "auto: cuda where there is one | cuda | cpu")
     weights: str = option("", "'' (from scratch) | imagenet (backbone) | coco (detector) | a local file")
-    pixel_mean: list[float] = option([123.675, 116.28, 103.53], "of the input, 0..255; RGB on the native engine")
-    pixel_std: list[float] = option([58.395, 57.12, 57.375], "likewise")
+    pixel_mean: list[float] = option([123.675, 116.28, 103.53], "mean of the input, 0..255; RGB")
+    pixel_std: list[float] = option([58.395, 57.12, 57.375], "standard deviation, likewise")
     backbone: Backbone = section(Backbone)
     resnets: ResNets = section(ResNets)
     fpn: FPN = section(FPN)

@@ -35,9 +35,9 @@ class Solver:
     optimizer: str = option("SGD", "kind of optimizer", choices=("SGD", "AdamW"))
     base_lr: float = option(0.01, "learning rate")
     backbone_multiplier: float = option(1.0, "factor on it for the backbone")
-    momentum: float = option(0.9, "of SGD")
-    weight_decay: float = option(0.0001, "of everything but normalisation layers")
-    weight_decay_norm: float = option(0.0, "of normalisation layers")
+    momentum: float = option(0.9, "momentum of SGD")
+    weight_decay: float = option(0.0001, "weight decay of everything but normalisation layers")
+    weight_decay_norm: float = option(0.0, "weight decay of normalisation layers")
     max_iter: int = option(180000, "steps", low=1)
     lr_scheduler_name: str = option(
         "WarmupMultiStepLR",
@@ -48,7 +48,7 @@ class Solver:
     gamma: float = option(0.1, "factor of a drop")
     warmup_iters: int = option(1000, "steps until the full learning rate", low=0)
     warmup_factor: float = option(0.001, "where the warm-up starts")
-    accumulate: int = option(1, "batches a step (native engine)", low=1)
+    accumulate: int = option(1, "batches a step (torchvision engine)", low=1)
     reference_world_size: int = option(
         0, "processes that this config is meant for; with another number it is scaled; 0: never"
     )

@@ -1,4 +1,4 @@
-"""What a SED step costs beside a supervised one (docs/method.md 8 and 13); `tools/bench.py` prints it.
+"""What a SED step costs beside a supervised one (docs/method.md 8, docs/benchmarks.md); `tools/bench.py` prints it.
 
 The floor is counted in network passes, each measured alone: the supervised step as it is, one more pass with gradient
 on the strong view, a quarter of one on the half-size view, the teacher's pass without, and the region heads on the
