@@ -34,9 +34,10 @@ from sed.options.methods import SEDOptions
 
 @dataclass(frozen=True)
 class View:
-    """The predictions of student or teacher on one view, by heads: dense (RPN, one-stage), region (second stage), query.
+    """The predictions of student or teacher on one view; None for a head that is not there.
 
-    proposals: N tensors [P, 4] in the frame of this view; an empty list without a region head. None for another head that is not there.
+    Heads: dense (RPN, one-stage), region (second stage), query (DETR family). proposals: N tensors [P, 4] in the frame
+    of this view; an empty list without a region head.
     """
 
     model: Detector
