@@ -73,8 +73,8 @@ def test_the_whole_quick_start_at_few_steps(tmp_path, digits, data_opts, monkeyp
     quickstart.main(["--output", "out", *opts])
     told = capsys.readouterr().out
     assert "Supervised baseline, EMA teacher" in told
-    assert "SED (plus), student" in told
-    assert "SED (plus) 4/4 steps, done in" in told
+    assert "SED plus, student" in told
+    assert "SED plus 4/4 steps, done in" in told
     page = (tmp_path / "out" / "report.html").read_text()
     assert "data:image/png;base64," in page
     assert "the same 4 labelled images" in page
