@@ -69,9 +69,7 @@ def _pick(level: DenseLevel, chosen: Sequence[int]) -> DenseLevel:
     cells, per_cell = level.grid[0] * level.grid[1], len(level.anchors)
 
     def pick(values: Tensor) -> Tensor:  # [N, A, ...] -> [N, cells x chosen, ...]
-        by_cell = values.reshape(len(values), cells, per_cell, *values.shape[2:]).unbind(
-            2
-        )  # slices: no index goes to the device
+        by_cell = values.reshape(len(values), cells, per_cell, *values.shape[2:]).unbind(2)  # no index on the device
         return torch.stack([by_cell[i] for i in chosen], 2).flatten(1, 2)
 
     anchors = tuple(level.anchors[i] for i in chosen)
