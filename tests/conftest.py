@@ -15,6 +15,11 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 NEEDED = "needs Detectron2"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--device`: of the tests marked gpu."""
+    parser.addoption("--device", default="cuda", choices=("cuda", "cpu"), help="of the tests marked gpu")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """One line with the number and the reason; a file that was skipped whole counts by its test functions."""
     waiting = files = 0

@@ -76,7 +76,7 @@ def step_cost(setting: Setting) -> list[Row]:
         """Seconds of a step, bytes at its peak (weights and optimizer included), and the method."""
         gc.collect()
         torch.manual_seed(0)
-        before = _reset_peak(device)
+        before = reset_peak(device)
         detector = build_detector(DetectorSpec(depth=setting.depth))
         method = build_method(
             name,
@@ -94,7 +94,7 @@ def step_cost(setting: Setting) -> list[Row]:
             optimizer.step()
             method.update_teacher(1)
 
-        return _timed(step, setting.repeats, device), _peak(device) - before, method
+        return timed(step, setting.repeats, device), peak(device) - before, method
 
     seconds, memory = {}, {}
     seconds["supervised"], memory["supervised"], _ = measure("supervised")
@@ -154,7 +154,7 @@ def _parts(method: Method, images: Images, setting: Setting) -> tuple[float, flo
         return run
 
     def clock(call: Callable[[], None]) -> float:
-        return _timed(call, repeats, device)
+        return timed(call, repeats, device)
 
     full_regions = clock(region_pass(images, 1.0))
     passes = 1.25 * clock(lambda: dense_pass(images)) + clock(teacher_pass)  # a half-size pass is a quarter
@@ -206,7 +206,7 @@ def data_cost(images: int = 200) -> Row:
     return Row("both views / (decode + resize)", views / once, 2.2)
 
 
-def _timed(call: Callable[[], None], repeats: int, device: torch.device) -> float:
+def timed(call: Callable[[], None], repeats: int, device: torch.device) -> float:
     """Median seconds of `call` after one warm-up."""
     times = []
     for _ in range(repeats + 1):
@@ -218,7 +218,7 @@ def _timed(call: Callable[[], None], repeats: int, device: torch.device) -> floa
     return statistics.median(times[1:])
 
 
-def _reset_peak(device: torch.device) -> float:
+def reset_peak(device: torch.device) -> float:
     """Forget the peak; bytes in use now."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -228,7 +228,7 @@ def _reset_peak(device: torch.device) -> float:
     return _status("VmRSS")
 
 
-def _peak(device: torch.device) -> float:
+def peak(device: torch.device) -> float:
     """Bytes at the peak since `reset_peak`."""
     return float(torch.cuda.max_memory_allocated()) if device.type == "cuda" else _status("VmHWM")
 

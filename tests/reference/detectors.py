@@ -68,7 +68,9 @@ def predict_all(detector: Detector, images: Images, scale: int = 1) -> dict[str,
         for level in detector.dense(features).levels:
             found |= {f"P{level.level} logits": level.logits, f"P{level.level} deltas": level.deltas}
     if "region" in detector.heads:
-        region = detector.regions(features, [torch.tensor([[3.0, 2, 33, 30]]) / scale] * len(images))
+        region = detector.regions(
+            features, [torch.tensor([[3.0, 2, 33, 30]], device=images.tensor.device) / scale] * len(images)
+        )
         found |= {"region logits": region.logits, "region deltas": region.deltas}
     if "query" in detector.heads:
         queries = detector.queries(features)
