@@ -54,7 +54,8 @@ def encode_boxes(regions: Tensor, boxes: Tensor, weights: BoxCoderWeights) -> Te
     """
     size, own = regions[..., 2:] - regions[..., :2], boxes[..., 2:] - boxes[..., :2]
     shift = (boxes[..., :2] + boxes[..., 2:] - regions[..., :2] - regions[..., 2:]) / 2 / size
-    return torch.cat((shift, (own / size).log()), -1) * regions.new_tensor(weights)
+    deltas = torch.cat((shift, (own / size).log()), -1)
+    return torch.stack([delta * w for delta, w in zip(deltas.unbind(-1), weights, strict=True)], -1)
 
 
 def scale_boxes(boxes: Tensor, factor: float) -> Tensor:
@@ -65,8 +66,8 @@ def scale_boxes(boxes: Tensor, factor: float) -> Tensor:
 def clip_boxes(boxes: Tensor, size: Size) -> Tensor:
     """Boxes [.., 4] cut at the borders of an image of `size` (height, width); those outside get zero area."""
     height, width = size
-    limit = boxes.new_tensor([width, height, width, height])
-    return torch.minimum(boxes.clamp(min=0), limit)
+    x0, y0, x1, y1 = boxes.unbind(-1)
+    return torch.stack((x0.clamp(0, width), y0.clamp(0, height), x1.clamp(0, width), y1.clamp(0, height)), dim=-1)
 
 
 def flip_boxes(boxes: Tensor, width: float) -> Tensor:

@@ -97,11 +97,7 @@ def _targets(targets: Sequence[Targets]) -> list[dict[str, Tensor]]:
 
 
 def _detections(results: Sequence[dict[str, Tensor]]) -> list[Detections]:
-    real = [r["labels"] > 0 for r in results]  # RetinaNet's never-used channel 0 may still fire before it has learned
-    return [
-        Detections(r["boxes"][keep], r["scores"][keep], r["labels"][keep] - 1)
-        for r, keep in zip(results, real, strict=True)
-    ]
+    return [Detections(r["boxes"], r["scores"], r["labels"] - 1) for r in results]
 
 
 class TorchvisionRCNN(TorchvisionDetector):
@@ -239,4 +235,7 @@ class TorchvisionRetinaNet(TorchvisionDetector):
         split, counts = self._per_level(features)
         anchors = [list(a.split(counts)) for a in self._anchors(features)]
         outputs = {name: list(levels) for name, levels in split.items()}
-        return _detections(self.model.postprocess_detections(outputs, anchors, list(features.images.sizes)))
+        found = self.model.postprocess_detections(outputs, anchors, list(features.images.sizes))
+        real = [row["labels"].nonzero().squeeze(1) for row in found]  # channel 0 may fire before it has learned
+        rows = zip(found, real, strict=True)
+        return _detections([{name: value[keep] for name, value in row.items()} for row, keep in rows])

@@ -71,7 +71,8 @@ def confident_targets(detections: Sequence[Detections], threshold: float) -> tup
     for row in detections:
         boxes = row.boxes.float()
         confident = (row.scores >= threshold) & (boxes[:, 2:] > boxes[:, :2]).all(1)
-        targets.append(Targets(boxes[confident], row.classes[confident]))
+        kept = confident.nonzero().squeeze(1)  # one wait for the GPU, where a mask as an index is one an indexing
+        targets.append(Targets(boxes[kept], row.classes[kept]))
     return tuple(targets)
 
 

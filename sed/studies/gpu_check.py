@@ -12,7 +12,6 @@ import os
 import platform
 import statistics
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +23,8 @@ import yaml
 import sed
 from sed.data.files import save_text
 from sed.studies.cost import Setting, step_cost
-from sed.studies.processes import call
-from sed.studies.throughput import PRECISIONS, Load, data_rates, step_rates
+from sed.studies.processes import call, stop_all
+from sed.studies.throughput import METHODS, PRECISIONS, Load, data_rates, step_rates
 from sed.studies.wording import spread
 
 ROOT = Path(sed.__file__).resolve().parents[1]  # of the checkout: it has the tests, the tools and the configs
@@ -174,15 +173,13 @@ def throughput(check: Check, report: Report) -> bool:
     """Steps of every method at two batch sizes and three precisions; memory format and compiler."""
     device = torch.device(check.device)
     torch.backends.cudnn.benchmark = True  # one size of images
-    loads = [Load(device, images=n, precision=p) for p in reversed(PRECISIONS) for n in (8, 16)]
-    some = {load: None for load in loads}
-    methods: dict[Load, tuple[str, ...]] = {load: () for load in some}
-    for more in ({"channels_last": True}, {"channels_last": True, "compiled": True}):
-        methods[Load(device, images=8, precision="bfloat16", **more)] = ("supervised", "sed_plus")
+    loads = [(Load(device, images=n, precision=p), tuple(METHODS)) for p in reversed(PRECISIONS) for n in (8, 16)]
+    for more in ({"channels_last": True}, {"compiled": True}, {"channels_last": True, "compiled": True}):
+        loads.append((Load(device, images=8, **more), ("supervised", "sed_plus")))
     if check.small:
-        methods = {Load(device, 128, 1, depth=18, repeats=1): ("supervised", "pseudo_label")}
-    for load, names in methods.items():
-        for row in step_rates(load, *([names] if names else [])):
+        loads = [(Load(device, 128, 1, depth=18, repeats=1), ("supervised", "pseudo_label"))]
+    for load, names in loads:
+        for row in step_rates(load, names):
             report.add("throughput", row)
     return True
 
@@ -215,7 +212,10 @@ def training(check: Check, report: Report) -> bool:
     folder.mkdir(parents=True, exist_ok=True)
     save_text(yaml.safe_dump(study), folder / "study.yaml")
     words = ["--study", str(folder / "study.yaml"), "--output", str(folder), "--jobs", str(check.workers)]
-    call(ROOT / "tools/study.py", words, folder / "study.log")
+    try:
+        call(ROOT / "tools/study.py", words, folder / "study.log")
+    finally:  # an interrupt
+        stop_all()
     for case, methods in json.loads((folder / "results.json").read_text())["test"].items():
         for name, runs in methods.items():
             ap = [run["teacher"]["full"]["AP"] for run in runs.values()]
