@@ -23,7 +23,7 @@ import yaml
 import sed
 from sed.data.files import save_text
 from sed.studies.cost import Setting, step_cost
-from sed.studies.processes import call, stop_all
+from sed.studies.processes import call
 from sed.studies.throughput import METHODS, PRECISIONS, Load, data_rates, step_rates
 from sed.studies.wording import spread
 
@@ -212,10 +212,7 @@ def training(check: Check, report: Report) -> bool:
     folder.mkdir(parents=True, exist_ok=True)
     save_text(yaml.safe_dump(study), folder / "study.yaml")
     words = ["--study", str(folder / "study.yaml"), "--output", str(folder), "--jobs", str(check.workers)]
-    try:
-        call(ROOT / "tools/study.py", words, folder / "study.log")
-    finally:  # an interrupt
-        stop_all()
+    call(ROOT / "tools/study.py", words, folder / "study.log")
     for case, methods in json.loads((folder / "results.json").read_text())["test"].items():
         for name, runs in methods.items():
             ap = [run["teacher"]["full"]["AP"] for run in runs.values()]

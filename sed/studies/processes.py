@@ -38,6 +38,10 @@ def call(script: str | Path, words: Sequence[str], log: Path, threads: int = 1) 
             _running.add(process)
             try:
                 code = process.wait()
+            except BaseException:  # an interrupt: what was started ends with its caller
+                process.terminate()
+                process.wait()
+                raise
             finally:
                 _running.discard(process)
     if code:
