@@ -4,9 +4,10 @@
     python tools/gpu_check.py --device cpu --small      # the check itself, in a minute
 
 Parts: `numbers` (the tests marked gpu: detectors, methods, mixed precision, exact resume and NCCL as on the CPU, and
-who waits for the GPU), `throughput` (images/s of every method against its network passes), `outside` (what losses and
-EMA take), `loading` (what worker processes read), `training` (digits, five seeds). Each figure is in OUTPUT/report.json
-and report.md as soon as it is measured, so the command may be stopped at any time; `--only` measures a part anew.
+who waits for the GPU), `outside` (what losses and EMA take), `loading` (what worker processes read), `throughput`
+(images/s of every method against its network passes), `training` (digits, three seeds). Each figure is in
+OUTPUT/report.json and report.md as soon as it is measured, so the command may be stopped at any time; `--only` measures
+a part anew.
 
 A machine without a package registry needs, beside torch, torchvision, transformers, opencv and pytest-xdist, the wheels
 of fvcore, iopath, yacs and pycocotools (`pip wheel fvcore iopath yacs pycocotools` elsewhere); Detectron2's detectors

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import logging
 import os
 import platform
 import statistics
@@ -24,12 +23,12 @@ import sed
 from sed.data.files import save_text
 from sed.studies.cost import Setting, step_cost
 from sed.studies.processes import call
-from sed.studies.throughput import METHODS, PRECISIONS, Load, data_rates, step_rates
+from sed.studies.throughput import METHODS, Load, data_rates, step_rates
 from sed.studies.wording import spread
 
 ROOT = Path(sed.__file__).resolve().parents[1]  # of the checkout: it has the tests, the tools and the configs
 NEEDED = ("torch", "torchvision", "transformers", "detectron2", "fvcore", "iopath", "yacs", "pycocotools", "timm")
-log = logging.getLogger(__name__)
+TWO = ("supervised", "sed_plus")
 Row = dict[str, Any]
 
 
@@ -170,12 +169,11 @@ def numbers(check: Check, report: Report) -> bool:
 
 
 def throughput(check: Check, report: Report) -> bool:
-    """Steps of every method at two batch sizes and three precisions; memory format and compiler."""
+    """Steps of every method at two batch sizes and in three precisions; memory format and compiler."""
     device = torch.device(check.device)
-    torch.backends.cudnn.benchmark = True  # one size of images
-    loads = [(Load(device, images=n, precision=p), tuple(METHODS)) for p in reversed(PRECISIONS) for n in (8, 16)]
-    for more in ({"channels_last": True}, {"compiled": True}, {"channels_last": True, "compiled": True}):
-        loads.append((Load(device, images=8, **more), ("supervised", "sed_plus")))
+    loads = [(Load(device, images=n), tuple(METHODS)) for n in (8, 16)]
+    loads += [(Load(device, precision=p), names) for p, names in (("tf32", tuple(METHODS)), ("float32", TWO))]
+    loads += [(Load(device, **more), TWO) for more in ({"channels_last": True}, {"compiled": True})]
     if check.small:
         loads = [(Load(device, 128, 1, depth=18, repeats=1), ("supervised", "pseudo_label"))]
     for load, names in loads:
@@ -225,9 +223,9 @@ def training(check: Check, report: Report) -> bool:
 
 PARTS: dict[str, Callable[[Check, Report], bool]] = {
     "numbers": numbers,
-    "throughput": throughput,
     "outside": outside,
     "loading": loading,
+    "throughput": throughput,
     "training": training,
 }
 TABLES = ("numbers", "waits", *list(PARTS)[1:])

@@ -32,7 +32,6 @@ from sed.options.methods import PseudoLabelOptions, SEDOptions, SEDPlusOptions
 from sed.studies.cost import peak, reset_peak, timed
 
 OBJECTS = 7  # of an image, as COCO has on average: of labelled images, and pseudo-labels
-PRECISIONS = ("float32", "tf32", "bfloat16")
 
 
 class UnbiasedTeacherPasses(PseudoLabel):
@@ -106,6 +105,8 @@ def step_rates(load: Load, methods: Sequence[str] = tuple(METHODS)) -> Iterator[
         before = reset_peak(load.device)
         method = _method(load, kind, options)
         step = partial(_step, load, method, *batches, _optimizer(method))
+        step()
+        reset_peak(load.device)  # what choosing kernels and compiling took once is not the step's
         took = timed(step, load.repeats, load.device)
         memory = peak(load.device) - before
         if not seconds:

@@ -39,6 +39,7 @@ STUDIES = ("compare_digits", "compare_textured_digits")
 COMMANDS = {
     "make quickstart": "tests/tools/test_quickstart.py::def test_the_whole_quick_start",
     "make test": ".ci/run::make test",
+    "make gpu-check": "tests/tools/test_gpu_check.py::def test_every_part_is_measured",
     f".venv/bin/python tools/train_net.py {CUSTOM} {MY_DATA}": RUN_AS_IT_STANDS,
     f".venv/bin/python tools/train_net.py {CUSTOM} --resume": RUN_AS_IT_STANDS,
     f".venv/bin/python tools/train_net.py {CUSTOM} --eval-only --eval-model teacher": RUN_AS_IT_STANDS,
