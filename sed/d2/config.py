@@ -24,6 +24,8 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from sed import config
 from sed import defaults as ours
 from sed.config import ZOO, ConfigError, leaves
+from sed.d2.backbone import register_timm
+from sed.detectors.timm_backbone import PREFIX
 from sed.runtime.checkpoint_files import read
 from sed.runtime.scaling import describe, scaling
 
@@ -242,7 +244,9 @@ def _resolve(cfg: CfgNode, from_zoo: bool) -> None:
         m.RESNETS.RES2_OUT_CHANNELS = 64  # of the basic blocks
     if not from_zoo:
         _pyramid_of(m, mine)
-    if m.WEIGHTS == "imagenet":
+    if m.BACKBONE.NAME.startswith(PREFIX):
+        register_timm(m.BACKBONE.NAME)
+    elif m.WEIGHTS == "imagenet":
         if m.RESNETS.DEPTH not in IMAGENET:
             raise ConfigError(
                 f"MODEL.WEIGHTS imagenet: there are weights for depth 18 and 50, not {m.RESNETS.DEPTH}; name a file"

@@ -14,6 +14,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from sed.detectors.backbones import SmallFPN, resnet_fpn
 from sed.detectors.base import Detector
 from sed.detectors.detr import QueryDetector
+from sed.detectors.timm_backbone import PREFIX, TimmFPN
 from sed.detectors.torchvision_models import TorchvisionDetector, TorchvisionRCNN, TorchvisionRetinaNet
 from sed.options.model import ModelOptions
 from sed.options.solver import Test
@@ -32,11 +33,12 @@ class DetectorSpec:
     Attributes:
         architecture: "rcnn" or "retinanet".
         num_classes: K, without background.
-        backbone: "resnet" or "small".
+        backbone: "resnet", "small", or "timm:NAME" (`sed.detectors.timm_backbone`).
         depth: of the ResNet.
         norm: "FrozenBN", "BN" or "GN".
         freeze_at: see `sed.detectors.backbones.resnet_fpn`.
         fpn_channels: channels of every pyramid level.
+        fpn_norm: of the pyramid's convolutions, "" or "GN".
         anchor_sizes: one list a level, pixels (square root of the area).
         aspect_ratios: height / width; one list for all levels, or one a level.
         pixel_mean: RGB, 0..255.
@@ -61,6 +63,7 @@ class DetectorSpec:
     norm: str = _M.resnets.norm
     freeze_at: int = _M.backbone.freeze_at
     fpn_channels: int = _M.fpn.out_channels
+    fpn_norm: str = _M.fpn.norm
     anchor_sizes: Sequence[Sequence[float]] = _tuples(_M.anchor_generator.sizes)
     aspect_ratios: Sequence[Sequence[float]] = _tuples(_M.anchor_generator.aspect_ratios)
     pixel_mean: Sequence[float] = tuple(_M.pixel_mean)
@@ -108,16 +111,19 @@ def build_detector(spec: DetectorSpec) -> TorchvisionDetector:
     """A detector with fresh weights.
 
     Raises:
-        ValueError: where the anchor sizes do not fit the pyramid's levels.
+        ValueError: where the anchor sizes do not fit the pyramid's levels; for a network that timm does not have.
     """
     two_stage = spec.architecture == "rcnn"
+    top = "pool" if two_stage else "p6p7"
+    levels, maps = 5, ["0", "1", "2", "3"]
     if spec.backbone == "small":
-        backbone: nn.Module = SmallFPN(spec.norm, spec.fpn_channels)
-        levels, maps = 4, ["0", "1", "2", "3"]
+        backbone: nn.Module = SmallFPN(spec.norm, spec.fpn_channels, spec.fpn_norm)
+        levels = 4
+    elif spec.backbone.startswith(PREFIX):
+        name = spec.backbone.removeprefix(PREFIX)
+        backbone = TimmFPN(name, spec.norm, spec.freeze_at, spec.fpn_channels, top, spec.fpn_norm)
     else:
-        top = "pool" if two_stage else "p6p7"
-        backbone = resnet_fpn(spec.depth, spec.norm, spec.freeze_at, spec.fpn_channels, top)
-        levels, maps = 5, ["0", "1", "2", "3"]
+        backbone = resnet_fpn(spec.depth, spec.norm, spec.freeze_at, spec.fpn_channels, top, spec.fpn_norm)
     if len(spec.anchor_sizes) != levels:
         raise ValueError(
             f"MODEL.ANCHOR_GENERATOR.SIZES has {len(spec.anchor_sizes)} lists; this backbone has {levels} levels"

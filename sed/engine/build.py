@@ -22,6 +22,7 @@ from sed.detectors.base import Detector
 from sed.detectors.build import DetectorSpec, build_detector
 from sed.detectors.detr import NotADetrError
 from sed.detectors.detr_build import build_detr, load_detr_weights
+from sed.detectors.timm_backbone import PREFIX
 from sed.detectors.weights import load_pretrained
 from sed.engine import checkpoint
 from sed.engine.solver import Clip, LearningRate, Precision, build_optimizer, lr_factor
@@ -118,18 +119,19 @@ def detector_spec(cfg: CfgNode) -> DetectorSpec:
     """The detector that the sections MODEL and TEST of the config describe."""
     m, t = cfg.MODEL, cfg.TEST
     one_stage = m.META_ARCHITECTURE.endswith("RetinaNet")
-    backbones = {"build_resnet_fpn_backbone": "resnet", "build_small_fpn_backbone": "small"}
-    if m.BACKBONE.NAME not in backbones:
-        raise ConfigError(f"MODEL.BACKBONE.NAME is {m.BACKBONE.NAME!r}; it must be one of {', '.join(backbones)}")
+    name, backbones = m.BACKBONE.NAME, {"build_resnet_fpn_backbone": "resnet", "build_small_fpn_backbone": "small"}
+    if name not in backbones and not name.startswith(PREFIX):
+        raise ConfigError(f"MODEL.BACKBONE.NAME is {name!r}; it must be one of {', '.join(backbones)} or {PREFIX}NAME")
     head = m.RETINANET if one_stage else m.ROI_HEADS
     return DetectorSpec(
         architecture="retinanet" if one_stage else "rcnn",
         num_classes=head.NUM_CLASSES,
-        backbone=backbones[m.BACKBONE.NAME],
+        backbone=backbones.get(name, name),
         depth=m.RESNETS.DEPTH,
         norm=m.RESNETS.NORM,
         freeze_at=m.BACKBONE.FREEZE_AT,
         fpn_channels=m.FPN.OUT_CHANNELS,
+        fpn_norm=m.FPN.NORM,
         anchor_sizes=m.ANCHOR_GENERATOR.SIZES,
         aspect_ratios=m.ANCHOR_GENERATOR.ASPECT_RATIOS,
         pixel_mean=m.PIXEL_MEAN,

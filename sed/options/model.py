@@ -14,7 +14,8 @@ class Backbone:
     """MODEL.BACKBONE."""
 
     name: str = option(
-        "build_resnet_fpn_backbone", "or build_small_fpn_backbone, that of the digits benchmark (docs/method.md 12)"
+        "build_resnet_fpn_backbone",
+        "or build_small_fpn_backbone, that of the digits benchmark (docs/method.md 12), or timm:NAME, of timm",
     )
     freeze_at: int = option(2, "0: nothing is frozen, 1: the stem, 2: stem and first stage, ...", low=0)
 
@@ -24,7 +25,9 @@ class ResNets:
     """MODEL.RESNETS."""
 
     depth: int = option(50, "depth of the ResNet: 18 | 34 | 50 | 101")
-    norm: str = option("FrozenBN", "GN when training from scratch", choices=("FrozenBN", "BN", "GN"))
+    norm: str = option(
+        "FrozenBN", "GN when training from scratch; of timm's networks FrozenBN or BN", choices=("FrozenBN", "BN", "GN")
+    )
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class FPN:
     """MODEL.FPN."""
 
     out_channels: int = option(256, "channels of every pyramid level", low=1)
+    norm: str = option("", "of the pyramid's convolutions; GN under maps of very different sizes", choices=("", "GN"))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,15 @@ from tests.reference.transformers_case import FAMILY, TransformersCase
 
 # The cases that need Detectron2 (tests/reference/detectron2_case.py); listed here so that a run without it can name
 # them
-DETECTRON2 = ("d2_small_rcnn", "d2_fpn_rcnn", "d2_fpn_rcnn_agnostic", "d2_c4_rcnn", "d2_retinanet")
+DETECTRON2 = (
+    "d2_small_rcnn",
+    "d2_fpn_rcnn",
+    "d2_fpn_rcnn_agnostic",
+    "d2_c4_rcnn",
+    "d2_retinanet",
+    "d2_timm_rcnn",
+    "d2_timm_retinanet",
+)
 DETECTRON2_FAMILY = ("detr", "rt_detr")
 
 CASES: list[Case] = [*map(TorchvisionCase, SPECS), *map(TransformersCase, FAMILY)]

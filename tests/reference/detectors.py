@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
@@ -27,7 +29,15 @@ SMALL_RCNN = DetectorSpec(
 )
 RESNET_RCNN = DetectorSpec(num_classes=3, depth=18, fpn_channels=16, rpn_topk=(100, 100, 50, 50), fc_dim=32)
 RESNET_RETINANET = DetectorSpec(architecture="retinanet", num_classes=3, depth=18, fpn_channels=16)
-SPECS = {"small_rcnn": SMALL_RCNN, "resnet_rcnn": RESNET_RCNN, "resnet_retinanet": RESNET_RETINANET}
+TIMM_RCNN = dataclasses.replace(RESNET_RCNN, backbone="timm:test_efficientnet", fpn_norm="GN", freeze_at=1)
+TIMM_RETINANET = dataclasses.replace(RESNET_RETINANET, backbone="timm:test_efficientnet", norm="BN", freeze_at=0)
+SPECS = {
+    "small_rcnn": SMALL_RCNN,
+    "resnet_rcnn": RESNET_RCNN,
+    "resnet_retinanet": RESNET_RETINANET,
+    "timm_rcnn": TIMM_RCNN,
+    "timm_retinanet": TIMM_RETINANET,
+}
 
 
 def make_detector(name: str = "small_rcnn", seed: int = 0) -> TorchvisionDetector:

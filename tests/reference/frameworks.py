@@ -168,6 +168,8 @@ class TorchvisionCase(AnchorCase):
     def exported(self, folder: Path) -> tuple[Detector, nn.Module]:
         if SPECS[self.name].backbone == "small":  # the backbone is ours; the model around it is torchvision's class
             detector, stock = self.make(), self.make(seed=1).model
+        elif SPECS[self.name].backbone.startswith("timm:"):  # as above; tests/tools/test_examples.py has it without us
+            detector, stock = self.make(), self.make(seed=1).model
         else:
             sizes = [[s, s * 2 ** (1 / 3), s * 2 ** (2 / 3)] for s in (32, 64, 128, 256, 512)]  # the stock 9 a cell
             own = {} if self.two_stage else {"anchor_sizes": sizes}

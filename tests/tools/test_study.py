@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import shutil
@@ -312,3 +313,28 @@ def test_stopping_ends_what_runs(tmp_path) -> None:
     with pytest.raises(SystemExit, match="ended with code -15"):
         call(tmp_path / "sleep.py", [], tmp_path / "log")
     assert time.monotonic() - began < 30
+
+
+def test_a_study_stops_when_its_time_is_up_and_goes_on(desk) -> None:
+    """A training that takes longer than there is time ends; the command given again repeats only that."""
+    slow = TRAIN.replace("assert told", 'time.sleep(60 if told["SEED"] == "11" else 0)\nassert told', 1)
+    (desk.folder / "train.py").write_text(slow)
+    start = time.monotonic()
+    with pytest.raises(SystemExit, match="give the command again"):
+        desk.run("--time", "6s")
+    assert time.monotonic() - start < 30
+    finished = set(desk.output.rglob("result.json"))
+    assert not any("-11" in str(path) for path in finished)
+    (desk.folder / "train.py").write_text(TRAIN)
+    desk.run()
+    assert finished < set(desk.output.rglob("result.json"))
+    again = {f"train {path.parent.parent.name}/{path.parent.name}" for path in finished}
+    assert not again & set(desk.calls)
+
+
+@pytest.mark.parametrize(("text", "expected"), [("90s", 90), ("12m", 720), ("1.5h", 5400)])
+def test_a_time_has_a_unit(text, expected) -> None:
+    assert study.seconds(text) == expected
+    for wrong in ("", "12", "0m", "-1m", "m", "12 minutes"):
+        with pytest.raises(argparse.ArgumentTypeError, match="expected one such as 90s, 12m or 2h"):
+            study.seconds(wrong)
