@@ -75,7 +75,9 @@ class TimmFPN(nn.Module):
 
 def _timm() -> Any:
     if importlib.util.find_spec("timm") is None:
-        raise ValueError(f"MODEL.BACKBONE.NAME {PREFIX}...: timm is not installed; pip install timm")
+        raise ValueError(
+            f"MODEL.BACKBONE.NAME {PREFIX}...: timm is not installed; pip install timm, or start from scratch"
+        )
     import timm
 
     return timm

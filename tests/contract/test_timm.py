@@ -176,5 +176,5 @@ def test_a_network_whose_maps_lie_otherwise_is_told(monkeypatch):
 
 def test_without_timm_there_is_one_clear_error(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="timm is not installed; pip install timm"):
+    with pytest.raises(ValueError, match="timm is not installed; pip install timm, or start from scratch"):
         build_detector(DetectorSpec(backbone="timm:test_efficientnet", **SMALL))

@@ -34,6 +34,7 @@ CHANGED = {
     "voc.yaml": PAIR + SMALL,
     "voc_geometric.yaml": PAIR + SMALL,
     "custom.yaml": PAIR + SMALL,
+    "custom_scratch.yaml": PAIR + "MODEL.ROI_HEADS.NUM_CLASSES 5",
     "custom_small.yaml": PAIR + "MODEL.ROI_HEADS.NUM_CLASSES 5",
     "digits.yaml": SPLIT + "SEMI.LABELED_COUNT 4",
     "digits_detr.yaml": SPLIT + "SEMI.LABELED_COUNT 4",
