@@ -94,7 +94,7 @@ def _features(name: str, strides: Sequence[int]) -> nn.Module:
     told = f"MODEL.BACKBONE.NAME {PREFIX}{name}"
     if not timm.is_model(name):
         close = ", ".join(timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:5])
-        raise ValueError(f"{told}: timm {timm.__version__} has no such model{close and '; it has ' + close}")
+        raise ValueError(f"{told}: timm {timm.__version__} has no such model" + (close and f"; it has {close}"))
     try:
         found = timm.create_model(name, features_only=True).feature_info.reduction()
         indices = [found.index(stride) for stride in strides]
