@@ -15,12 +15,12 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import signal
 import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
+from sed.cli.arguments import duration, stoppable
 from sed.cli.engines import USER_ERRORS
 from sed.cli.study import make_runner
 from sed.data.files import save_text
@@ -36,7 +36,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--study", type=Path, required=True, metavar="FILE")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each (default 2)")
-    parser.add_argument("--time", type=seconds, metavar="12m", help="stop after so long (s, m or h), to go on later")
+    parser.add_argument("--time", type=duration, metavar="12m", help="stop after so long (s, m or h), to go on later")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="methods to run and to report")
     args = parser.parse_args(arguments)
     if args.jobs < 1:
@@ -44,48 +44,40 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def seconds(text: str) -> float:
-    """Seconds of a time such as 90s, 12m or 2h."""
-    number, unit = text[:-1], {"s": 1, "m": 60, "h": 3600}.get(text[-1:])
-    try:
-        found = float(number) * unit if unit else 0
-    except ValueError:
-        found = 0
-    if not found > 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time; expected one such as 90s, 12m or 2h")
-    return found
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Run what is missing, then print and write what was found."""
     args = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for end in (signal.SIGTERM, signal.SIGALRM):  # as Ctrl-C: the runs are stopped too
-        signal.signal(end, signal.default_int_handler)
-    signal.setitimer(signal.ITIMER_REAL, args.time or 0)  # 0: never
     try:
-        study = read_study(args.study)
-        plan = Plan(study, args.output, args.only)
-        with tqdm(total=plan.size, unit="run") as bar:
-            runner = make_runner(study.config, args.jobs, bar)
-            plan.check(runner)
-            tuned = plan.tune(runner)
-            chosen = choose(tuned)
-            for name in plan.tuned:
-                bar.write(f"{name}: {chosen[name]}")
-            if tuned:
-                save_text(choices(study, tuned, chosen), args.output / "choices.md")
-            reported = plan.report(runner, chosen)
-            equal = plan.report_equal_seconds(runner, chosen, reported)
+        with stoppable(args.time):
+            study, found = run(args)
     except USER_ERRORS as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; give the command again to go on")
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-    text = table(study, reported, equal) + ("\n" + scales(study, reported) if study.sizes else "")
-    write(study, args.output, text, {"chosen": chosen, "tuned": tuned, "test": reported, "equal seconds": equal})
+    text = table(study, found["test"], found["equal seconds"]) + (
+        "\n" + scales(study, found["test"]) if study.sizes else ""
+    )
+    write(study, args.output, text, found)
     print(f"\n{text}")
+
+
+def run(args: argparse.Namespace) -> tuple[Study, dict]:
+    """Run what is missing; the study, and what was chosen and found in it."""
+    study = read_study(args.study)
+    plan = Plan(study, args.output, args.only)
+    with tqdm(total=plan.size, unit="run") as bar:
+        runner = make_runner(study.config, args.jobs, bar)
+        plan.check(runner)
+        tuned = plan.tune(runner)
+        chosen = choose(tuned)
+        for name in plan.tuned:
+            bar.write(f"{name}: {chosen[name]}")
+        if tuned:
+            save_text(choices(study, tuned, chosen), args.output / "choices.md")
+        reported = plan.report(runner, chosen)
+        equal = plan.report_equal_seconds(runner, chosen, reported)
+    return study, {"chosen": chosen, "tuned": tuned, "test": reported, "equal seconds": equal}
 
 
 def write(study: Study, output: Path, text: str, results: dict) -> None:

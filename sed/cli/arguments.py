@@ -1,8 +1,11 @@
-"""The part of a command line that the commands on a config share."""
+"""The parts of a command line that several commands share."""
 
 from __future__ import annotations
 
 import argparse
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def config_parser(description: str | None, config_help: str | None = None) -> argparse.ArgumentParser:
@@ -11,3 +14,31 @@ def config_parser(description: str | None, config_help: str | None = None) -> ar
     parser.add_argument("--config-file", required=True, metavar="FILE", help=config_help)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides")
     return parser
+
+
+def duration(text: str) -> float:
+    """Seconds of a time such as 90s, 12m or 2h: the type of an argument.
+
+    Raises:
+        argparse.ArgumentTypeError: for anything else, and for no time at all.
+    """
+    unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:], 0)
+    try:
+        seconds = float(text[:-1]) * unit
+    except ValueError:
+        seconds = 0
+    if not seconds > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time; expected one such as 90s, 12m or 2h")
+    return seconds
+
+
+@contextmanager
+def stoppable(seconds: float | None) -> Iterator[None]:
+    """A context that SIGTERM, and the end of so many seconds (None: any), leave as Ctrl-C does: KeyboardInterrupt."""
+    for end in (signal.SIGTERM, signal.SIGALRM):
+        signal.signal(end, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, seconds or 0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)

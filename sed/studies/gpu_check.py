@@ -172,7 +172,7 @@ def throughput(check: Check, report: Report) -> bool:
     """Steps of every method at two batch sizes and in three precisions; memory format and compiler."""
     device = torch.device(check.device)
     loads = [(Load(device, images=n), tuple(METHODS)) for n in (8, 16)]
-    loads += [(Load(device, precision=p), names) for p, names in (("tf32", tuple(METHODS)), ("float32", TWO))]
+    loads += [(Load(device, precision=p), TWO) for p in ("tf32", "float32")]
     loads += [(Load(device, **more), TWO) for more in ({"channels_last": True}, {"compiled": True})]
     if check.small:
         loads = [(Load(device, 128, 1, depth=18, repeats=1), ("supervised", "pseudo_label"))]

@@ -51,7 +51,7 @@ def test_a_cut_leaves_what_was_measured(tmp_path):
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["finished"] == ["loading"]
     assert [row["workers"] for row in report["rows"]["loading"]] == [0]
-    assert "Not finished: numbers, waits, throughput, outside, training." in printed
+    assert "Not finished: numbers, waits, outside, throughput, training." in printed
     for log in (tmp_path / "digits").rglob("*.log"):  # a process keeps the lock of what it prints to while it lives
         with log.open() as stream:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -17,6 +17,7 @@ import study
 import yaml
 from tqdm import tqdm
 
+from sed.cli.arguments import duration
 from sed.config import load_config
 from sed.studies import study_plan, study_runs
 from sed.studies.processes import call, stop_all
@@ -334,7 +335,7 @@ def test_a_study_stops_when_its_time_is_up_and_goes_on(desk) -> None:
 
 @pytest.mark.parametrize(("text", "expected"), [("90s", 90), ("12m", 720), ("1.5h", 5400)])
 def test_a_time_has_a_unit(text, expected) -> None:
-    assert study.seconds(text) == expected
+    assert duration(text) == expected
     for wrong in ("", "12", "0m", "-1m", "m", "12 minutes"):
         with pytest.raises(argparse.ArgumentTypeError, match="expected one such as 90s, 12m or 2h"):
-            study.seconds(wrong)
+            duration(wrong)
