@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sed.cli.engines import pick
 from sed.methods.build import build_method
 from sed.runtime.checkpoint_files import checkpoint_path
-from sed.runtime.launch import launch, sum_over_processes
+from sed.runtime.launch import _free_port, launch, sum_over_processes
 from tests.gpu.test_gpu_numbers import METHODS, NAMED, SCHEDULE, SIZES
 from tests.reference.cases import CASES
 from tests.reference.detectors import make_detector, make_labeled, make_unlabeled
@@ -121,7 +121,7 @@ def in_a_group(device: str) -> None:
 def test_one_process_with_nccl(device, monkeypatch, tmp_path):
     for key, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
         monkeypatch.setenv(key, value)
-    monkeypatch.setenv("MASTER_PORT", "29517")
+    monkeypatch.setenv("MASTER_PORT", str(_free_port()))
     launch(in_a_group, args=(device.type,))  # as torchrun starts it
 
 

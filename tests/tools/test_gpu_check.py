@@ -19,6 +19,7 @@ COMMAND = [sys.executable, str(ROOT / "tools/gpu_check.py"), "--device", "cpu", 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # a minute where nothing else runs
 def test_every_part_is_measured(tmp_path):
     done = subprocess.run([*COMMAND, "--output", str(tmp_path)], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
