@@ -160,7 +160,7 @@ def numbers(check: Check, report: Report) -> bool:
 
     words = [str(ROOT / "tests/gpu"), "-m", "gpu", "--device", check.device, "-q", "-p", "no:cacheprovider"]
     words += ["--rootdir", str(ROOT), "--tb=short"]
-    words += ["-k", "(small_rcnn or yolos or nccl) and not d2"] if check.small else ["-n", str(check.workers)]
+    words += ["-k", "yolos or nccl or (small_rcnn and predictions)"] if check.small else ["-n", str(check.workers)]
     report.start("waits")
     code = pytest.main(words, plugins=[_Recorder(report)])
     if code == pytest.ExitCode.INTERRUPTED:
