@@ -17,7 +17,7 @@ class Backbone:
         "build_resnet_fpn_backbone",
         "or build_small_fpn_backbone, that of the digits benchmark (docs/method.md 12), or timm:NAME, of timm",
     )
-    freeze_at: int = option(2, "0: nothing is frozen, 1: the stem, 2: stem and first stage, ...", low=0)
+    freeze_at: int = option(2, "0: nothing is frozen, 1: the stem, 2: stem and first stage, ...", low=0, high=5)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 from collections.abc import Callable, Iterator
@@ -30,6 +32,7 @@ ROOT = Path(sed.__file__).resolve().parents[1]  # of the checkout: it has the te
 NEEDED = ("torch", "torchvision", "transformers", "detectron2", "fvcore", "iopath", "yacs", "pycocotools", "timm")
 TWO = ("supervised", "sed_plus")
 Row = dict[str, Any]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ class Report:
     """The tables of a check; `report.json` and `report.md` in its folder hold at any time all that is known.
 
     Args:
-        check: see there; what an earlier check left in its folder stays, until its part is measured anew.
+        check: see there; what an earlier check of the same machine, size and commit left in its folder stays, until
+            its part is measured anew.
         parts: the names of the tables, in order.
     """
 
@@ -61,11 +65,11 @@ class Report:
         self.folder, self.parts = check.folder, parts
         self.rows: dict[str, list[Row]] = {}
         self.finished: list[str] = []
+        self.machine = machine(check)
         path = self.folder / "report.json"
-        if path.exists():
-            old = json.loads(path.read_text())
+        old = json.loads(path.read_text()) if path.exists() else {}
+        if old.get("machine") == self.machine:
             self.rows, self.finished = old["rows"], old["finished"]
-        self.machine = machine(check.device)
 
     def start(self, part: str) -> None:
         """Forget what was known of a part."""
@@ -114,19 +118,30 @@ def _shown(value: Any) -> str:
     return f"{value:.1e}" if 0 < abs(value) < 0.001 else f"{value:.4g}"
 
 
-def machine(device: str) -> dict[str, str]:
-    """Card, driver, cores and versions."""
-    found = {"device": device, "cores": str(os.cpu_count()), "Python": platform.python_version()}
-    if device == "cuda":
-        query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
-        found["device"] = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
+def machine(check: Check) -> dict[str, str]:
+    """Card, driver, cores, versions, commit and size of the check: figures that share a table share all of it."""
+    found = {"device": check.device, "cores": str(os.cpu_count()), "Python": platform.python_version()}
+    if check.device == "cuda":
+        card = torch.cuda.get_device_properties(0)
+        found["device"] = f"{card.name}, {card.total_memory / 2**30:.0f} GiB"
+        found["driver"] = _told("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
         found |= {"CUDA": str(torch.version.cuda), "cuDNN": str(torch.backends.cudnn.version())}
     for name in NEEDED:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed"
-    return found
+    found["commit"] = _told("git", "-C", str(ROOT), "describe", "--always", "--dirty")
+    return found | ({"size": "small"} if check.small else {})
+
+
+def _told(*command: str) -> str:
+    """The first line that a command prints; "unknown" where it cannot be run or fails."""
+    try:
+        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return lines[0].strip() if lines else "unknown"
 
 
 # ---------------------------------------------------------------------------------------------- the parts
@@ -159,6 +174,7 @@ def numbers(check: Check, report: Report) -> bool:
     import pytest
 
     words = [str(ROOT / "tests/gpu"), "-m", "gpu", "--device", check.device, "-q", "-p", "no:cacheprovider"]
+    words += ["-p", "no:timeout"]  # whose alarm is that of --time
     words += ["--rootdir", str(ROOT), "--tb=short"]
     words += ["-k", "yolos or nccl or (small_rcnn and predictions)"] if check.small else ["-n", str(check.workers)]
     report.start("waits")
@@ -208,7 +224,8 @@ def training(check: Check, report: Report) -> bool:
         study["seeds"] = study["seeds"][:1]
         study["options"] += " SOLVER.MAX_ITER 4 SOLVER.STEPS (3,) SEMI.BURN_IN 2"
     folder = check.folder / "digits"
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # a study keeps its finished runs; here they are to be made anew
+    folder.mkdir(parents=True)
     save_text(yaml.safe_dump(study), folder / "study.yaml")
     words = ["--study", str(folder / "study.yaml"), "--output", str(folder), "--jobs", str(check.workers)]
     call(ROOT / "tools/study.py", words, folder / "study.log")
@@ -233,11 +250,21 @@ TABLES = ("numbers", "waits", *list(PARTS)[1:])
 
 
 def run(check: Check, only: tuple[str, ...]) -> Iterator[tuple[str, bool]]:
-    """Measure the parts named; yields each and whether nothing in it failed."""
+    """Measure the parts named; yields each and whether nothing in it failed.
+
+    A part that raises ends with a row that says why, and the others go on.
+    """
     report = Report(check, TABLES)
     for part in only:
         report.start(part)
-        report.save()
-        good = PARTS[part](check, report)
-        report.finish(part)
+    report.save()
+    for part in only:
+        try:
+            good = PARTS[part](check, report)
+        except (Exception, SystemExit) as error:
+            log.exception("%s failed", part)
+            report.add(part, {"failed": " ".join(f"{type(error).__name__}: {error}".split())[:300]})
+            good = False
+        else:
+            report.finish(part)
         yield part, good

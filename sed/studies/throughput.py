@@ -1,7 +1,7 @@
 """Images a second of a training step and of its data, on whatever device: `tools/gpu_check.py` prints them.
 
-Beside each method stands its floor: the passes of the network that it cannot do without, each measured alone on the
-same device (docs/benchmarks.md).
+Beside each method stand its passes: those of the network that it cannot do without, each measured alone on the same
+device. They are a yardstick, no lower bound: alone, small passes fill a GPU worse (docs/benchmarks.md).
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Load:
 
 
 def step_rates(load: Load, methods: Sequence[str] = tuple(METHODS)) -> Iterator[dict[str, Any]]:
-    """One row a method, as soon as it is measured: the time of a step, images/s, peak memory, and its floor.
+    """One row a method, as soon as it is measured: the time of a step, images/s, peak memory, and its passes.
 
     The network is a ResNet-FPN Faster R-CNN with random weights, the images are noise; the teacher makes `OBJECTS`
     pseudo-labels an image. Images/s count those of both batches once, whatever the number of their views.
@@ -111,7 +111,7 @@ def step_rates(load: Load, methods: Sequence[str] = tuple(METHODS)) -> Iterator[
         memory = peak(load.device) - before
         if not seconds:
             seconds = _passes(load, method, *batches)
-        floor = sum(count * seconds[kind] for kind, count in passes._asdict().items()) + seconds["update"]
+        alone = sum(count * seconds[kind] for kind, count in passes._asdict().items()) + seconds["update"]
         images = load.images * (1 if passes.teacher == 0 else 2)
         yield {
             "method": name,
@@ -121,8 +121,8 @@ def step_rates(load: Load, methods: Sequence[str] = tuple(METHODS)) -> Iterator[
             "ms a step": 1000 * took,
             "images/s": images / took,
             "peak GiB": memory / 2**30,
-            "ms floor": 1000 * floor,
-            "step / floor": took / floor,
+            "ms passes": 1000 * alone,
+            "step / passes": took / alone,
         }
         del method, step
 

@@ -32,8 +32,9 @@ METHODS = {
 }
 # Faster R-CNN, RetinaNet and three of the DETR family, in either engine
 NAMED = ("resnet_rcnn", "resnet_retinanet", "detr", "deformable_detr", "rt_detr", "d2_fpn_rcnn", "d2_retinanet")
-# With these weights rounding decides about their choices, on the CPU too: relative noise of 3e-7 on the weights moves
-# the losses by more than BOUND. The typical number is compared, not the worst.
+# With these weights rounding decides about their choices, on the CPU too: relative noise of the size of the GPU's on the
+# weights moves losses or gradients by more than the bound. The typical number is compared, not the worst.
+NOISE = 3e-6
 SENSITIVE = {"small_rcnn", "rt_detr_v2", "d_fine", "deimv2"}
 
 
@@ -57,9 +58,10 @@ def test_predictions(case, pair, device, record_property):
     ours, theirs = (d.eval() for d in pair)
     images = make_images(SIZES).pad_to_multiple(ours.size_divisibility)
     expected, found = predict_all(ours, images), predict_all(theirs, images.to(device))
-    of = torch.median if case.name in SENSITIVE else torch.max
+    typical = case.name in SENSITIVE
+    of = torch.median if typical else torch.max
     worst = max(difference(found[name], value, of) for name, value in expected.items())
-    record_property("difference", worst)
+    record_property("median difference, of the sensitive" if typical else "difference", worst)
     assert worst < BOUND
 
 
@@ -100,13 +102,36 @@ def test_one_step_of_a_method(case, pair, device, name, record_property):
     total = sum(expected.values()).item()
     worst = max(abs(found[key].item() - loss.item()) / total for key, loss in expected.items())
     apart = (found_gradient.cpu() - gradient).norm().item() / gradient.norm().item()
-    record_property("loss difference", worst)
-    record_property("gradient difference", apart)
+    which = " of the sensitive" if case.name in SENSITIVE else ""
+    record_property(f"loss difference{which}", worst)
+    record_property(f"gradient difference{which}", apart)
     assert all(loss.device.type == device.type for loss in found.values())
     if case.name not in SENSITIVE:
         assert worst < BOUND
         assert apart < 10 * BOUND
     assert torch.isfinite(found_gradient).all()
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.name in SENSITIVE], indirect=True, ids=lambda c: c.name)
+def test_rounding_decides_about_the_sensitive(case):
+    """Why their worst numbers are not compared: noise on the weights parts two runs on the CPU by more than the bound."""
+    kind, options = METHODS["sed_plus"]
+    detector = without_chance(case.make())
+    steps = []
+    for seed in (None, 0, 1, 2, 3):
+        noisy = copy.deepcopy(detector)
+        if seed is not None:
+            generator = torch.Generator().manual_seed(seed)
+            with torch.no_grad():
+                for weight in noisy.parameters():
+                    weight.mul_(1 + NOISE * torch.randn(weight.shape, generator=generator))
+        method = build_method(kind, noisy, SCHEDULE, options).train()
+        steps.append(one_step(method, make_labeled(SIZES), make_unlabeled(SIZES)))
+    (losses, gradient), *others = steps
+    total = sum(losses.values()).item()
+    apart = [abs(other[key].item() - loss.item()) / total / BOUND for other, _ in others for key, loss in losses.items()]
+    apart += [((other - gradient).norm() / gradient.norm()).item() / (10 * BOUND) for _, other in others]
+    assert max(apart) > 1
 
 
 def test_the_teachers_update(pair, device):

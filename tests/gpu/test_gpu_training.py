@@ -115,6 +115,7 @@ def in_a_group(device: str) -> None:
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4 * gradients[0].abs().max().item())
     counts, world = sum_over_processes(torch.arange(3.0, device=device))
     assert world == dist.get_world_size() == 1
+    assert dist.get_backend() == ("nccl" if device == "cuda" else "gloo")
     assert counts.tolist() == [0, 1, 2]
 
 
