@@ -2,8 +2,9 @@
 
     python examples/load_timm.py output/custom_small photo.jpg
 
-The folder is that of a run of configs/custom_small.yaml, or of any Faster R-CNN with a MODEL.BACKBONE.NAME timm:...;
-it has model_final.pth and config.yaml. Prints a line a detection: class number from 0, score, box in pixels.
+The folder is that of a run with ENGINE torchvision of configs/custom_small.yaml, or of any Faster R-CNN with a
+MODEL.BACKBONE.NAME timm:...; it has model_final.pth and config.yaml. Prints a line a detection: class number from 0,
+score, box in pixels.
 """
 
 import argparse
@@ -55,12 +56,15 @@ def build(cfg: dict) -> FasterRCNN:
         image_mean=[v / 255 for v in m["PIXEL_MEAN"]],
         image_std=[v / 255 for v in m["PIXEL_STD"]],
         rpn_anchor_generator=AnchorGenerator(sizes, tuple(map(tuple, ratios if len(ratios) > 1 else ratios * 5))),
+        rpn_nms_thresh=m["RPN"]["NMS_THRESH"],
         rpn_pre_nms_top_n_test=m["RPN"]["PRE_NMS_TOPK_TEST"],
         rpn_post_nms_top_n_test=m["RPN"]["POST_NMS_TOPK_TEST"],
         box_roi_pool=MultiScaleRoIAlign(["0", "1", "2", "3"], side, head["POOLER_SAMPLING_RATIO"]),
         box_head=TwoMLPHead(channels * side**2, head["FC_DIM"]),
         box_predictor=FastRCNNPredictor(head["FC_DIM"], m["ROI_HEADS"]["NUM_CLASSES"] + 1),
         box_score_thresh=m["ROI_HEADS"]["SCORE_THRESH_TEST"],
+        box_nms_thresh=m["ROI_HEADS"]["NMS_THRESH_TEST"],
+        box_detections_per_img=cfg["TEST"]["DETECTIONS_PER_IMAGE"],
     )
 
 
@@ -71,7 +75,12 @@ def main() -> None:
     parser.add_argument("image", type=Path)
     args = parser.parse_args()
     model = build(yaml.safe_load((args.folder / "config.yaml").read_text())).eval()
-    model.load_state_dict(torch.load(args.folder / "model_final.pth", weights_only=True))
+    weights = torch.load(args.folder / "model_final.pth", weights_only=True)
+    if "model" in weights:
+        raise SystemExit(
+            f"{args.folder}: a run of Detectron2, whose names are not torchvision's; train with ENGINE torchvision"
+        )
+    model.load_state_dict(weights)
     with torch.no_grad():
         found = model([decode_image(str(args.image), ImageReadMode.RGB) / 255])[0]
     for label, score, box in zip(found["labels"], found["scores"], found["boxes"], strict=True):

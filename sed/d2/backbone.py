@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone, ResNet
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, Backbone, ResNet, RetinaNet
 from torch import Tensor, nn
 
 from sed.config import ConfigError
@@ -69,7 +69,7 @@ def register_timm(name: str) -> None:
     def build(cfg: Any, input_shape: ShapeSpec) -> Pyramid:
         _check_rgb(input_shape, name)
         m = cfg.MODEL
-        top = "p6p7" if m.META_ARCHITECTURE.endswith("RetinaNet") else "pool"
+        top = "p6p7" if issubclass(META_ARCH_REGISTRY.get(m.META_ARCHITECTURE), RetinaNet) else "pool"
         frozen, channels = m.BACKBONE.FREEZE_AT, m.FPN.OUT_CHANNELS
         try:
             body = TimmFPN(name.removeprefix(PREFIX), m.RESNETS.NORM, frozen, channels, top, m.FPN.NORM)

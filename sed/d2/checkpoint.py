@@ -24,7 +24,8 @@ from sed.d2.config import TRAINED_FOR, preprocessing, trained_for
 from sed.d2.detr import ScaleConsistentDETR
 from sed.detectors.base import Detector
 from sed.detectors.detr_build import load_detr_weights
-from sed.detectors.weights import WeightsError
+from sed.detectors.timm_backbone import TimmFPN
+from sed.detectors.weights import WeightsError, load_body, read_state_dict
 from sed.runtime.checkpoint_files import CheckpointError, checkpoints, read, save_atomic
 
 PREFIXES = {"student": "method.student.", "teacher": "method.teacher.module."}
@@ -70,8 +71,20 @@ def load_weights(detector: Detector, path: str, cfg: CfgNode, which: str = "teac
         load_detr_weights(detector, path, cfg.MODEL.DETR.CONFIG)
     elif path == "imagenet":  # ResNet-18; Detectron2 has a file for ResNet-50 (`sed.d2.config`)
         load_imagenet(detector, cfg.MODEL.RESNETS.DEPTH)
-    elif path:
+    elif path and (whole or not _load_timm(detector, path)):
         _DetectorCheckpointer(detector, cfg, which, whole).load(path)
+
+
+def _load_timm(detector: Detector, path: str) -> bool:
+    """Fill a backbone of timm from a local file of timm's own; False where the detector or the file is another one."""
+    body = next((m.body for m in detector.modules() if isinstance(m, TimmFPN)), None)
+    if body is None or not Path(path).is_file() or path.endswith(".pkl"):
+        return False
+    state = read_state_dict(path)
+    if any("backbone." in name for name in state):  # a detector's
+        return False
+    load_body(body, state, path)
+    return True
 
 
 class SafeCheckpointer(DetectionCheckpointer):

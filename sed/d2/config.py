@@ -19,7 +19,7 @@ import detectron2
 import torch
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as detectron2_cfg
-from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
 from sed import config
 from sed import defaults as ours
@@ -246,6 +246,15 @@ def _resolve(cfg: CfgNode, from_zoo: bool) -> None:
         _pyramid_of(m, mine)
     if m.BACKBONE.NAME.startswith(PREFIX):
         register_timm(m.BACKBONE.NAME)
+        if m.WEIGHTS == "imagenet" and from_zoo:
+            _set_preprocessing(cfg, _own_defaults())
+        elif m.WEIGHTS == "imagenet" and cfg.INPUT.FORMAT != "RGB":
+            raise ConfigError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT}: the weights of {m.BACKBONE.NAME} expect RGB")
+    elif m.BACKBONE.NAME not in BACKBONE_REGISTRY:
+        known = ", ".join(sorted(name for name, _ in BACKBONE_REGISTRY if not name.startswith(PREFIX)))
+        raise ConfigError(
+            f"MODEL.BACKBONE.NAME {m.BACKBONE.NAME}: Detectron2 has {known}; a network of timm is {PREFIX}NAME"
+        )
     elif m.WEIGHTS == "imagenet":
         if m.RESNETS.DEPTH not in IMAGENET:
             raise ConfigError(

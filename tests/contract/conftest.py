@@ -12,6 +12,8 @@ from tests.reference.cases import CASES
 
 @pytest.fixture(params=CASES, ids=lambda case: case.name)
 def case(request):
+    if "timm" in request.param.name:
+        pytest.importorskip("timm", reason="needs timm (pip install -e '.[laptop]')")
     return request.param
 
 

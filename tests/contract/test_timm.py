@@ -6,7 +6,7 @@ import importlib.util
 import logging
 
 import pytest
-import timm
+
 import torch
 from sklearn.datasets import load_sample_images
 
@@ -14,6 +14,7 @@ from sed.detectors import DetectorSpec, WeightsError, build_detector, load_pretr
 from sed.detectors import timm_backbone as module
 from tests.reference.detectors import make_detector, make_images
 
+timm = pytest.importorskip("timm", reason="needs timm (pip install -e '.[laptop]')")
 SMALL = {"num_classes": 3, "fpn_channels": 16, "fc_dim": 32}
 PIXELS = {"pixel_mean": (127.0,) * 3, "pixel_std": (128.0,) * 3}
 needs_wheel = pytest.mark.skipif(
@@ -67,11 +68,13 @@ def test_other_pixels_than_the_network_s_are_told(caplog, monkeypatch):
 def test_tensors_that_are_not_in_order_are_refused(tmp_path):
     network = timm.create_model("test_efficientnet")
     state = network.state_dict()
-    renamed = {f"their.{i}": value for i, value in enumerate(state.values())}
+    renamed = {f"their.{i}.{name.split('.')[-1]}": value for i, (name, value) in enumerate(state.items())}
     assert all(torch.equal(v, state[k]) for k, v in module._in_order(renamed, network, tmp_path).items())
     swapped = dict(reversed(renamed.items()))
-    with pytest.raises(OSError, match="are not, in order, the"):
-        module._in_order(swapped, network, tmp_path)
+    mixed = {k.replace("weight", "w").replace("bias", "weight"): v for k, v in renamed.items()}  # of the same shapes
+    for wrong in (swapped, mixed):
+        with pytest.raises(OSError, match="are not, in order, the"):
+            module._in_order(wrong, network, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["test_efficientnet", "test_convnext"])  # timm renames modules of the second
@@ -121,6 +124,24 @@ def test_freeze_at_is_that_of_the_resnets(name, first):
         assert names[0].startswith(begin) if begin else not names, (freeze_at, names[:1])
 
 
+@pytest.mark.parametrize("name", ["hrnet_w18_small", "twins_svt_small"])  # name modules that they do not have
+def test_stages_that_cannot_be_told_apart_are_refused(name):
+    spec = DetectorSpec(backbone=f"timm:{name}", norm="BN", freeze_at=2, **SMALL)
+    with pytest.raises(ValueError, match=r"FREEZE_AT 2: timm:.* does not say where its map of stride 4 ends"):
+        build_detector(spec)
+
+
+def test_what_is_frozen_and_loaded_needs_no_stages(tmp_path):
+    """A network whose names have "model." before them."""
+    source = timm.create_model("twins_svt_small", num_classes=0)
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    detector = build_detector(DetectorSpec(backbone="timm:twins_svt_small", norm="BN", freeze_at=5, **SMALL))
+    load_pretrained(detector, str(tmp_path / "w.pth"))
+    body = detector.model.backbone.body
+    assert not trainable(detector)
+    assert torch.equal(body.state_dict()["model.patch_embeds.0.proj.weight"], source.patch_embeds[0].proj.weight)
+
+
 def test_frozen_batch_norm_keeps_weights_and_statistics():
     images = make_images(((64, 64),))
     for norm, moves in (("FrozenBN", False), ("BN", True)):
@@ -151,6 +172,8 @@ def test_group_norm_in_the_pyramid_gives_maps_of_one_size():
     [
         ("efficientnet_lit0", {}, r"timm \S+ has no such model; it has .*efficientnet_b0"),
         ("test_vit", {}, "needs maps of strides 4, 8, 16 and 32, which this network does not give"),
+        ("mvitv2_tiny", {}, "needs maps of strides 4, 8, 16 and 32, which this network does not give"),
+        ("resnet18.nonexistent", {}, r"timm \S+ has no weights nonexistent of resnet18; it has .*resnet18.a1_in1k"),
         ("test_efficientnet", {"norm": "GN"}, "MODEL.RESNETS.NORM is GN: timm:test_efficientnet has the norm"),
     ],
 )
@@ -170,11 +193,11 @@ def test_a_network_whose_maps_lie_otherwise_is_told(monkeypatch):
         return body
 
     monkeypatch.setattr(timm, "create_model", channels_last)
-    with pytest.raises(ValueError, match=r"of an image of 64 pixels its maps are .*; a pyramid needs"):
+    with pytest.raises(ValueError, match=r"of an image of 256 pixels its maps are .*; a pyramid needs"):
         build_detector(DetectorSpec(backbone="timm:test_efficientnet", **SMALL))
 
 
 def test_without_timm_there_is_one_clear_error(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="timm is not installed; pip install timm, or start from scratch"):
+    with pytest.raises(ValueError, match=r"timm is not installed; pip install -e .*custom_scratch.yaml does without"):
         build_detector(DetectorSpec(backbone="timm:test_efficientnet", **SMALL))

@@ -8,11 +8,14 @@ import pytest
 
 pytest.importorskip("detectron2", reason="needs Detectron2 (https://detectron2.readthedocs.io/tutorials/install.html)")
 
+pytest.importorskip("timm", reason="needs timm (pip install -e '.[laptop]')")
+
+import timm
 import torch
 from detectron2.modeling import build_model
 
 from sed.config import ConfigError
-from sed.d2.checkpoint import load_weights
+from sed.d2.checkpoint import export, load_weights
 from sed.d2.config import load_config
 from sed.detectors import DetectorSpec, build_detector, load_pretrained
 from sed.detectors.timm_backbone import LITE0_WHEEL
@@ -40,6 +43,41 @@ def test_imagenet_is_that_of_the_native_engine_feature_by_feature(kind):
     assert len(a) == len(b) == 5
     for one, other in zip(a.values(), b.values(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_local_file_of_timm_fills_the_backbone(tmp_path):
+    torch.manual_seed(4)
+    source = timm.create_model("test_efficientnet")
+    path = tmp_path / "timm.pth"
+    torch.save(source.state_dict(), path)
+    cfg = load_config(None, f"{WORDS} MODEL.BACKBONE.NAME timm:test_efficientnet MODEL.WEIGHTS {path}".split())
+    detector = build_model(cfg)
+    load_weights(detector, str(path), cfg, whole=False)
+    found = detector.backbone.body.body.state_dict()
+    assert all(torch.equal(value, source.state_dict()[name]) for name, value in found.items())
+    export(detector, tmp_path / "detector.pth", cfg)  # not mistaken for one of timm
+    torch.nn.init.zeros_(detector.backbone.body.body.conv_stem.weight)
+    load_weights(detector, str(tmp_path / "detector.pth"), cfg, whole=False)
+    assert torch.equal(detector.backbone.body.body.conv_stem.weight, source.conv_stem.weight)
+
+
+def test_pixels_are_rgb_also_on_a_zoo_config(tmp_path):
+    """Whose networks of Caffe expect BGR."""
+    zoo = tmp_path / "zoo.yaml"
+    zoo.write_text("_BASE_: model_zoo://COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml\nENGINE: detectron2\n")
+    words = f"{WORDS} MODEL.META_ARCHITECTURE ScaleConsistentRCNN".split()
+    cfg = load_config(str(zoo), words)
+    assert cfg.INPUT.FORMAT == "RGB"
+    assert cfg.MODEL.PIXEL_STD[0] > 50  # of pixels in 0..255
+    with pytest.raises(
+        ConfigError, match=r"INPUT\.FORMAT is BGR: the weights of timm:tf_efficientnet_lite0 expect RGB"
+    ):
+        load_config(None, [*words, "INPUT.FORMAT", "BGR"])
+
+
+def test_an_unknown_backbone_is_told():
+    with pytest.raises(ConfigError, match=r"MODEL.BACKBONE.NAME resnet50: Detectron2 has .*build_resnet_fpn_backbone"):
+        load_config(None, ["MODEL.BACKBONE.NAME", "resnet50", "MODEL.DEVICE", "cpu"])
 
 
 @pytest.mark.parametrize(

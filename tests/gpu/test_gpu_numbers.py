@@ -32,8 +32,8 @@ METHODS = {
 }
 # Faster R-CNN, RetinaNet and three of the DETR family, in either engine
 NAMED = ("resnet_rcnn", "resnet_retinanet", "detr", "deformable_detr", "rt_detr", "d2_fpn_rcnn", "d2_retinanet")
-# With these weights rounding decides about their choices, on the CPU too: relative noise of the size of the GPU's on the
-# weights moves losses or gradients by more than the bound. The typical number is compared, not the worst.
+# With these weights rounding decides about their choices, on the CPU too: relative noise of the size of the GPU's on
+# the weights moves losses or gradients by more than the bound. The typical number is compared, not the worst.
 NOISE = 3e-6
 SENSITIVE = {"small_rcnn", "rt_detr_v2", "d_fine", "deimv2"}
 
@@ -114,7 +114,7 @@ def test_one_step_of_a_method(case, pair, device, name, record_property):
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.name in SENSITIVE], indirect=True, ids=lambda c: c.name)
 def test_rounding_decides_about_the_sensitive(case):
-    """Why their worst numbers are not compared: noise on the weights parts two runs on the CPU by more than the bound."""
+    """Why their worst numbers are not compared: noise on the weights parts two runs on the CPU by more."""
     kind, options = METHODS["sed_plus"]
     detector = without_chance(case.make())
     steps = []
@@ -129,7 +129,9 @@ def test_rounding_decides_about_the_sensitive(case):
         steps.append(one_step(method, make_labeled(SIZES), make_unlabeled(SIZES)))
     (losses, gradient), *others = steps
     total = sum(losses.values()).item()
-    apart = [abs(other[key].item() - loss.item()) / total / BOUND for other, _ in others for key, loss in losses.items()]
+    apart = [
+        abs(other[key].item() - loss.item()) / total / BOUND for other, _ in others for key, loss in losses.items()
+    ]
     apart += [((other - gradient).norm() / gradient.norm()).item() / (10 * BOUND) for _, other in others]
     assert max(apart) > 1
 

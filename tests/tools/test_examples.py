@@ -33,7 +33,8 @@ def test_the_plain_loop_trains_before_and_after_burn_in():
 def test_a_teacher_with_a_timm_backbone_loads_in_plain_code(tmp_path):
     """examples/load_timm.py finds in an image what this project's detector finds; of sides that nobody resizes."""
     words = "ENGINE torchvision MODEL.WEIGHTS '' INPUT.MIN_SIZE_TEST 256 INPUT.MAX_SIZE_TEST 320 MODEL.DEVICE cpu"
-    words += " MODEL.ROI_HEADS.SCORE_THRESH_TEST 0.26"
+    words += " MODEL.ROI_HEADS.SCORE_THRESH_TEST 0.26 MODEL.ROI_HEADS.NMS_THRESH_TEST 0.3 MODEL.RPN.NMS_THRESH 0.6"
+    words += " TEST.DETECTIONS_PER_IMAGE 6"
     cfg = load_config(ROOT / "configs/custom_small.yaml", ["" if w == "''" else w for w in words.split()])
     torch.manual_seed(0)
     detector = build_student(cfg, "").eval()
