@@ -6,7 +6,6 @@ import importlib.util
 import logging
 
 import pytest
-
 import torch
 from sklearn.datasets import load_sample_images
 
