@@ -7,7 +7,8 @@ Every method has the same steps, labels, weights and order of data by seed, and 
 Candidates are compared on the tune set with seeds of their own; nothing is chosen on the test set. Finished runs are
 kept and never repeated: the command can be stopped at any time, killed too, and given again. Leaves choices.md,
 table.md, results.json and, where the file has `sizes`, ap_by_size.png and ap_by_scale.png, all of the methods that
---only names, else of all.
+--only names, else of all. With `--kept FILE` finished runs are also taken from and added to that file, which is small
+enough for a repository (docs/results/runs).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from sed.cli.arguments import duration, stoppable
 from sed.cli.engines import USER_ERRORS
 from sed.cli.study import make_runner
 from sed.data.files import save_text
+from sed.studies.kept_runs import collect, restore
 from sed.studies.study_file import Study, read_study
 from sed.studies.study_pictures import ap_by_scale, ap_by_size
 from sed.studies.study_plan import Plan, choose
@@ -37,6 +39,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each (default 2)")
     parser.add_argument("--time", type=duration, metavar="12m", help="stop after so long (s, m or h), to go on later")
+    parser.add_argument("--kept", type=Path, metavar="FILE", help="take finished runs from FILE and add new ones to it")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="methods to run and to report")
     args = parser.parse_args(arguments)
     if args.jobs < 1:
@@ -49,8 +52,14 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        with stoppable(args.time):
-            study, found = run(args)
+        if args.kept and args.kept.exists():
+            restore(args.kept, args.output)
+        try:
+            with stoppable(args.time):
+                study, found = run(args)
+        finally:
+            if args.kept and args.output.exists():
+                collect(args.output, args.kept)
     except USER_ERRORS as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

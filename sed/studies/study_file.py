@@ -53,7 +53,8 @@ class Study:
         config: path of the config of every run (in the file: relative to the file).
         options: of every run.
         tune: the set that choices are made on; "" where nothing is chosen.
-        test: the set that is reported.
+        test: the set that is reported. Where there is only one json, it may be "PATH, first half" for `tune` and "PATH,
+            second half" for `test`.
         tune_seeds: seed s is SEED s and SEMI.FOLD s: labels, weights, order and augmentation.
         seeds: those that are reported; they share none with `tune_seeds`.
         cases: name -> options; the first is the main one, in which choices are made.

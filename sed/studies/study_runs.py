@@ -30,6 +30,7 @@ from tqdm import tqdm
 from sed.config import ConfigError, leaves
 from sed.data.files import save_text
 from sed.runtime.checkpoint_files import checkpoint_path, checkpoints
+from sed.studies.halves import half_of
 from sed.studies.processes import call, stop_all
 from sed.studies.study_file import Words
 
@@ -57,7 +58,7 @@ class Evaluation:
     """What is measured on finished weights.
 
     Attributes:
-        dataset: the set.
+        dataset: the set, or half of it (`sed.studies.halves`).
         models: which of "teacher" and "student".
         sizes: short sides of the images beside INPUT.MIN_SIZE_TEST and its half.
         everything: also the ensemble of all sizes and the score distance.
@@ -204,7 +205,8 @@ class Runner:
                 to = run.folder / f"evaluation_{model}.json"
                 flags = ["--weights", str(run.folder / WEIGHTS if model == "teacher" else last), "--which", model]
                 flags += ["--sizes", *map(str, test["sizes"]), *(["--all"] if test["everything"] else [])]
-                words = [*run.words, *out, "DATASETS.TEST", run.test.dataset]
+                dataset = half_of(run.test.dataset, cfg["DATASETS.IMAGE_ROOT"], run.folder)
+                words = [*run.words, *out, "DATASETS.TEST", dataset]
                 call(self.evaluate, [*base, *flags, "--output", str(to), *words], log)
                 found = json.loads(to.read_text())
                 full, half = (found["sizes"][str(size)] for size in test["full and half"])

@@ -6,10 +6,17 @@ import pytest
 
 from sed.data.digits import make_digits
 from tests.reference.small import ENGINES
+from tests.tools.study_desk import Desk
 
 CONFIG = "configs/quickstart.yaml"
 OPTS = ["MODEL.DEVICE", "cpu", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "TEST.IMS_PER_BATCH", "2"]
 OPTS += ["TEST.DETECTIONS_PER_IMAGE", "5"]
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch):
+    """Runs a study with scripts in place of training and evaluation; knows what they were asked."""
+    return Desk(tmp_path, monkeypatch)
 
 
 @pytest.fixture(scope="session")
