@@ -43,6 +43,7 @@ from sed.methods.base import Method
 from sed.methods.build import method_from_config
 from sed.runtime.guards import diverged
 from sed.runtime.launch import sum_over_processes
+from sed.runtime.learning_rates import in_backbone
 from sed.runtime.rng import rng_state, set_rng_state
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -187,7 +188,7 @@ class SemiSupervisedTrainer(DefaultTrainer):
         student = model.method.student if isinstance(model, SemiSupervisedModel) else model
         whole = clip.ENABLED and clip.CLIP_TYPE == "full_model"  # which Detectron2 leaves to its projects
         trained = [name for name, parameter in student.named_parameters() if parameter.requires_grad]
-        if s.BACKBONE_MULTIPLIER != 1.0 and not any("backbone" in name.split(".") for name in trained):
+        if s.BACKBONE_MULTIPLIER != 1.0 and not any(map(in_backbone, trained)):
             raise ConfigError(
                 f"SOLVER.BACKBONE_MULTIPLIER is {s.BACKBONE_MULTIPLIER}, but {type(student).__name__} trains no module "
                 "named backbone; set it to 1.0"
@@ -288,4 +289,4 @@ def _clip_together(optimizer: torch.optim.Optimizer, limit: float, norm: float) 
 
 
 def _backbone_factor(multiplier: float) -> Any:
-    return lambda name: multiplier if "backbone" in name.split(".") else 1.0
+    return lambda name: multiplier if in_backbone(name) else 1.0

@@ -21,6 +21,8 @@ from fvcore.common.param_scheduler import (
 )
 from torch import Tensor, nn
 
+from sed.runtime.learning_rates import in_backbone
+
 NORMS = (
     nn.modules.batchnorm._BatchNorm,
     nn.modules.instancenorm._InstanceNorm,
@@ -52,7 +54,7 @@ def build_optimizer(
         momentum: of SGD.
         weight_decay: of everything but normalisation layers.
         weight_decay_norm: of the weights and biases of normalisation layers.
-        backbone_multiplier: factor on `lr` for parameters below a submodule named `backbone`.
+        backbone_multiplier: factor on `lr` for the parameters of `in_backbone`.
 
     Raises:
         ValueError: for an unknown name, no trainable parameter, or a multiplier without any `backbone`.
@@ -64,11 +66,11 @@ def build_optimizer(
             if not parameter.requires_grad or id(parameter) in seen:
                 continue
             seen.add(id(parameter))
-            in_backbone = backbone_multiplier != 1.0 and "backbone" in f"{module_name}.{key}".split(".")
-            groups.setdefault((in_backbone, isinstance(module, NORMS)), []).append(parameter)
+            slower = backbone_multiplier != 1.0 and in_backbone(f"{module_name}.{key}")
+            groups.setdefault((slower, isinstance(module, NORMS)), []).append(parameter)
     if not groups:
         raise ValueError(f"{type(model).__name__} has no trainable parameter; lower MODEL.BACKBONE.FREEZE_AT")
-    if backbone_multiplier != 1.0 and not any(in_backbone for in_backbone, _ in groups):
+    if backbone_multiplier != 1.0 and not any(slower for slower, _ in groups):
         raise ValueError(
             f"SOLVER.BACKBONE_MULTIPLIER is {backbone_multiplier} but {type(model).__name__} has no "
             "trainable parameter below a module named 'backbone'; set it to 1.0"
@@ -76,10 +78,10 @@ def build_optimizer(
     rows = [
         {
             "params": parameters,
-            "lr": lr * (backbone_multiplier if in_backbone else 1.0),
+            "lr": lr * (backbone_multiplier if slower else 1.0),
             "weight_decay": weight_decay_norm if is_norm else weight_decay,
         }
-        for (in_backbone, is_norm), parameters in sorted(groups.items(), key=lambda item: item[0])
+        for (slower, is_norm), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
     if name == "SGD":
         return torch.optim.SGD(rows, lr=lr, momentum=momentum, fused=True)

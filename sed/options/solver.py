@@ -34,7 +34,7 @@ class Solver:
 
     optimizer: str = option("SGD", "kind of optimizer", choices=("SGD", "AdamW"))
     base_lr: float = option(0.01, "learning rate")
-    backbone_multiplier: float = option(1.0, "factor on it for the backbone")
+    backbone_multiplier: float = option(1.0, "factor on it for the backbone but its pyramid")
     momentum: float = option(0.9, "momentum of SGD")
     weight_decay: float = option(0.0001, "weight decay of everything but normalisation layers")
     weight_decay_norm: float = option(0.0, "weight decay of normalisation layers")

@@ -5,6 +5,7 @@ import pytest
 pytest.importorskip("detectron2", reason="needs Detectron2 (https://detectron2.readthedocs.io/tutorials/install.html)")
 
 import torch
+from detectron2.modeling import build_model
 from detectron2.solver.build import build_optimizer as stock_optimizer
 from torch import nn
 
@@ -36,6 +37,21 @@ def test_the_backbone_may_learn_slower(tmp_path, squares, name):
     rates = {id(p): group["lr"] for group in groups for p in group["params"]}
     assert [rates[id(p)] for p in net.backbone.parameters()] == pytest.approx([cfg.SOLVER.BASE_LR * 0.1] * 4)
     assert {rates[id(p)] for p in net.head.parameters()} == {cfg.SOLVER.BASE_LR}
+
+
+@pytest.mark.parametrize("name", ["build_resnet_fpn_backbone", "timm:test_efficientnet"])
+def test_the_pyramid_learns_as_fast_as_the_heads(tmp_path, squares, name):
+    words = {"SOLVER__OPTIMIZER": "AdamW", "SOLVER__BACKBONE_MULTIPLIER": 0.1, "MODEL__BACKBONE__NAME": name}
+    sizes = {"MODEL__ANCHOR_GENERATOR__SIZES": [[8], [16], [32], [64], [128]]}
+    cfg = tiny_config(squares, tmp_path, **words, **sizes, MODEL__RESNETS__NORM="FrozenBN")
+    model = build_model(cfg)
+    groups = SemiSupervisedTrainer.build_optimizer(cfg, model).param_groups
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    slower = {n for n, p in model.named_parameters() if rates.get(id(p)) == pytest.approx(cfg.SOLVER.BASE_LR * 0.1)}
+    assert slower
+    body = ("backbone.bottom_up.", "backbone.body.body.")
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert slower == {n for n in trained if n.startswith(body)}
 
 
 @pytest.mark.parametrize(

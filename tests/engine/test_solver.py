@@ -8,6 +8,7 @@ from torch import nn
 
 from sed.engine import solver
 from sed.engine.solver import Clip, LearningRate
+from tests.reference.detectors import make_detector
 from tests.reference.training import TinyDetector
 
 
@@ -64,6 +65,16 @@ def test_groups_know_norms_and_backbone(name):
     assert rate.apply(optimizer, 3) == pytest.approx(0.3)
     assert rate.apply(optimizer, 2) == pytest.approx(0.2)  # from the bases, not from what is set
     assert sorted({group["lr"] for group in optimizer.param_groups}) == pytest.approx([0.1, 0.2])
+
+
+def test_the_pyramid_learns_as_fast_as_the_heads():
+    model = make_detector("small_rcnn")
+    optimizer = build_optimizer(model, lr=1.0, backbone_multiplier=0.5)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    named = dict(model.named_parameters())
+    slower = {name for name, p in named.items() if rates.get(id(p)) == 0.5}
+    assert slower
+    assert slower == {n for n in named if n.startswith("model.backbone.") and not n.startswith("model.backbone.fpn.")}
 
 
 def test_bad_optimizers_are_told():
