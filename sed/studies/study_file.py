@@ -20,12 +20,14 @@ _SET_HERE = ("OUTPUT_DIR", "SEED", "SEMI.FOLD", "DATASETS.TEST", "TEST.EVAL_PERI
 _SET_HERE += ("SOLVER.CHECKPOINT_PERIOD", "SOLVER.CHECKPOINTS_KEPT")
 _EXPECTED = {
     **dict.fromkeys(("config", "options", "tune", "test", "reference"), (str, "a string")),
-    **dict.fromkeys(("tune_seeds", "seeds", "equal_seconds", "sizes"), (list, "a list")),
+    **dict.fromkeys(("tune_cases", "tune_seeds", "seeds", "equal_seconds", "sizes"), (list, "a list")),
     **dict.fromkeys(("cases", "methods"), (dict, "a mapping of names to options")),
 }
-_NEEDED = ("config", "test", "seeds", "cases", "methods", "reference")
+_NEEDED = ("config", "seeds", "cases", "methods", "reference")
 _OF_METHOD = {"options": (str, "a string"), "candidates": (dict, "a mapping of names to options")}
 _OF_METHOD |= {"like": (str, "the name of a method"), "own_burn_in": (bool, "true or false")}
+_OF_METHOD |= {"cases": (list, "a list of cases")}
+_OF_CASE = dict.fromkeys(("options", "tune", "test"), (str, "a string"))
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,29 @@ class StudyMethod:
         candidates: name -> what else it may change; which one is chosen on the tune set. Empty: nothing is chosen.
         like: the method whose options (and choice) come before its own; "": none.
         own_burn_in: train from its beginning. So does, unasked, what differs from the supervised baseline in burn-in.
+        cases: those that it is reported in; empty: all.
     """
 
     options: Words = ()
     candidates: Mapping[str, Words] = field(default_factory=dict)
     like: str = ""
     own_burn_in: bool = False
+    cases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class StudyCase:
+    """One table: other data or options.
+
+    Attributes:
+        options: of all its runs.
+        tune: its set that choices are made on.
+        test: its set that is reported.
+    """
+
+    options: Words
+    tune: str
+    test: str
 
 
 @dataclass(frozen=True)
@@ -51,13 +70,13 @@ class Study:
 
     Attributes:
         config: path of the config of every run (in the file: relative to the file).
+        cases: in the file a name's options, or a mapping of options, tune and test. `tune` is the set that choices are
+            made on ("" where nothing is chosen), `test` the one that is reported, for all cases or one; of an only json
+            one may be "PATH, first half", the other "PATH, second half". The first case is the main one.
         options: of every run.
-        tune: the set that choices are made on; "" where nothing is chosen.
-        test: the set that is reported. Where there is only one json, it may be "PATH, first half" for `tune` and "PATH,
-            second half" for `test`.
+        tune_cases: those that choices are made in; empty: the main one.
         tune_seeds: seed s is SEED s and SEMI.FOLD s: labels, weights, order and augmentation.
         seeds: those that are reported; they share none with `tune_seeds`.
-        cases: name -> options; the first is the main one, in which choices are made.
         methods: name -> method, in the table's order; the first is the supervised baseline, whose burn-in all share.
         reference: the method that all others are compared with.
         equal_seconds: methods that also run for as long as the reference takes.
@@ -65,13 +84,12 @@ class Study:
     """
 
     config: Path
-    test: str
     seeds: tuple[int, ...]
-    cases: Mapping[str, Words]
+    cases: Mapping[str, StudyCase]
     methods: Mapping[str, StudyMethod]
     reference: str
     options: Words = ()
-    tune: str = ""
+    tune_cases: tuple[str, ...] = ()
     tune_seeds: tuple[int, ...] = ()
     equal_seconds: tuple[str, ...] = ()
     sizes: tuple[int, ...] = ()
@@ -83,8 +101,13 @@ class Study:
 
     @property
     def main_case(self) -> str:
-        """The first case, in which choices are made."""
+        """The first case."""
         return next(iter(self.cases))
+
+    @property
+    def chosen_in(self) -> tuple[str, ...]:
+        """The cases that choices are made in."""
+        return self.tune_cases or (self.main_case,)
 
     def words(self, case: str, method: str, seed: int, chosen: Mapping[str, str]) -> Words:
         """The overrides of one run, but for its folder; `chosen` names the candidate of each tuned method.
@@ -94,7 +117,7 @@ class Study:
         names = [name for name in (self.methods[method].like, method) if name]
         own = [w for name in names for w in (*self.methods[name].options, *self._candidate(name, chosen))]
         fixed = ("SEED", str(seed), "SEMI.FOLD", str(seed), "DATASETS.TEST", "()")
-        return (*self.options, *self.cases[case], *own, *fixed)
+        return (*self.options, *self.cases[case].options, *own, *fixed)
 
     def own_burn_in(self, method: str) -> bool:
         """Whether a method says that it trains from its beginning, or is like one that does."""
@@ -130,13 +153,12 @@ def read_study(path: str | Path) -> Study:
         raise ConfigError(f"{path}: {', '.join(missing)} missing or empty; a study needs {', '.join(_NEEDED)}")
     methods = {str(name): _method(f"{path}: method {name}", value) for name, value in values["methods"].items()}
     study = Study(
-        **{key: values[key] for key in ("test", "reference")},
-        tune=values.get("tune", ""),
+        reference=values["reference"],
         config=path.parent / values["config"],
         options=_words(f"{path}: options", values.get("options", "")),
-        cases={str(name): _words(f"{path}: case {name}", text) for name, text in values["cases"].items()},
+        cases={str(name): _case(f"{path}: case {name}", value, values) for name, value in values["cases"].items()},
         methods=methods,
-        equal_seconds=tuple(map(str, values.get("equal_seconds", ()))),
+        **{key: tuple(map(str, values.get(key, ()))) for key in ("equal_seconds", "tune_cases")},
         **{key: _numbers(f"{path}: {key}", values.get(key, [])) for key in ("seeds", "tune_seeds", "sizes")},
     )
     for wrong, message in _mistakes(study):
@@ -155,6 +177,9 @@ def _mistakes(study: Study) -> list[tuple[object, str]]:
     names = [("methods", methods), ("cases", study.cases)]
     names += [(f"candidates of {name}", methods[name].candidates) for name in tuned]
     clashes = [kind for kind, group in names if len({slug(name).lower() for name in group}) < len(group)]
+    limits = [case for method in methods.values() for case in method.cases]
+    unknown = sorted({case for case in (*study.tune_cases, *limits) if case not in study.cases})
+    both = sorted({c.test for c in study.cases.values()} & {c.tune for c in study.cases.values()})
     shared = sorted(set(study.seeds) & set(study.tune_seeds))
     return [
         (strangers, f"reference and equal_seconds name {', '.join(strangers)}; {known}"),
@@ -164,12 +189,26 @@ def _mistakes(study: Study) -> list[tuple[object, str]]:
             study.baseline in (*tuned, *likes),
             f"{study.baseline} is the supervised baseline (the first): no candidates, no like",
         ),
-        (tuned and not (study.tune and study.tune_seeds), f"{', '.join(tuned)} are tuned; give tune and tune_seeds"),
+        (
+            tuned and not (study.tune_seeds and all(study.cases[c].tune for c in study.chosen_in if c in study.cases)),
+            f"{', '.join(tuned)} are tuned; give tune and tune_seeds",
+        ),
+        (unknown, f"tune_cases and cases of methods name {', '.join(unknown)}; the cases are {', '.join(study.cases)}"),
+        (methods[study.baseline].cases, f"{study.baseline} is the supervised baseline: it is in all cases"),
         (shared, f"seeds and tune_seeds share {shared}: what is chosen on a seed is not reported on it"),
-        (study.tune == study.test, f"tune and test are both {study.test}: nothing may be chosen on what is reported"),
+        (both, f"tune and test are both {', '.join(both)}: nothing may be chosen on what is reported"),
         (clashes, f"{', '.join(clashes)}: two names would share a folder; rename one"),
         (TUNE in map(slug, study.cases), f"a case may not be called {TUNE}: that is the folder of the choices"),
     ]
+
+
+def _case(place: str, value: object, study: Mapping[str, Any]) -> StudyCase:
+    own = value if isinstance(value, dict) else {"options": value}
+    _check_keys(place, {key: v for key, v in own.items() if key != "options"}, _OF_CASE)
+    tune, test = (own.get(key, study.get(key, "")) for key in ("tune", "test"))
+    if not test:
+        raise ConfigError(f"{place}: it has no test, nor has the study")
+    return StudyCase(_words(place, own.get("options", "")), tune, test)
 
 
 def _method(place: str, value: object) -> StudyMethod:
@@ -180,7 +219,8 @@ def _method(place: str, value: object) -> StudyMethod:
     _check_keys(place, value, _OF_METHOD)
     candidates = {str(k): _words(f"{place}, candidate {k}", v) for k, v in value.get("candidates", {}).items()}
     options = _words(place, value.get("options", ""))
-    return StudyMethod(options, candidates, value.get("like", ""), value.get("own_burn_in", False))
+    cases = tuple(map(str, value.get("cases", ())))
+    return StudyMethod(options, candidates, value.get("like", ""), value.get("own_burn_in", False), cases)
 
 
 def _check_keys(place: str, values: Mapping[Any, Any], expected: Mapping[str, tuple[type, str]]) -> None:

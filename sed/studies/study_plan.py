@@ -26,7 +26,8 @@ class Plan:
 
     Args:
         study: see there.
-        output: <output>/tune/<method>-<candidate>-<seed>, <output>/<case>/<method>[-equal_seconds]-<seed>.
+        output: <output>/tune/<method>-<candidate>-<seed>, where choices are made in several cases
+            <output>/tune/<case>/<method>-<candidate>-<seed>; <output>/<case>/<method>[-equal_seconds]-<seed>.
         only: the methods to run; empty: all. The baseline is run wherever another one starts from its burn-in.
     """
 
@@ -44,8 +45,9 @@ class Plan:
         """How many runs there are, equal ones counted apart."""
         study = self.study
         tune = sum(len(study.methods[name].candidates) for name in self.tuned) + bool(self.tuned)
-        report = len({study.baseline, *self.methods}) + len(self.equal)
-        return tune * len(study.tune_seeds) + report * len(study.cases) * len(study.seeds)
+        report = sum(self._in(name, case) for name in {study.baseline, *self.methods} for case in study.cases)
+        report += sum(self._in(name, case) for name in self.equal for case in study.cases)
+        return tune * len(study.tune_seeds) * len(study.chosen_in) + report * len(study.seeds)
 
     def check(self, runner: Runner) -> None:
         """Load the config of everything that may be run; ConfigError names what is wrong with it."""
@@ -62,22 +64,23 @@ class Plan:
 
     # ------------------------------------------------------------------------------------------ the rounds
     def tune(self, runner: Runner) -> Tuned:
-        """Every candidate of every tuned method, and the baseline beside them, on the tune seeds and set."""
-        study, case, folder = self.study, self.study.main_case, self.output / TUNE
-        test = Evaluation(study.tune)
+        """Every candidate of every tuned method, and the baseline beside them, on the tune seeds, cases and sets."""
+        study, folder = self.study, self.output / TUNE
         if not self.tuned:
             return {}
         rows: dict[tuple[str, str], list[Run]] = {}
-        for seed in study.tune_seeds:
-            words = study.words(case, study.baseline, seed, {})
-            baseline = Run(folder / f"{slug(study.baseline)}-{seed}", words, test)
-            rows.setdefault((study.baseline, ""), []).append(baseline)
-            for name in self.tuned:
-                for candidate in study.methods[name].candidates:
-                    words = study.words(case, name, seed, {name: candidate})
-                    place = folder / f"{slug(name)}-{slug(candidate)}-{seed}"
-                    run = Run(place, words, test, baseline, study.own_burn_in(name))
-                    rows.setdefault((name, candidate), []).append(run)
+        for case in study.chosen_in:
+            place, test = folder / slug(case) if study.tune_cases else folder, Evaluation(study.cases[case].tune)
+            for seed in study.tune_seeds:
+                words = study.words(case, study.baseline, seed, {})
+                baseline = Run(place / f"{slug(study.baseline)}-{seed}", words, test)
+                rows.setdefault((study.baseline, ""), []).append(baseline)
+                for name in self.tuned:
+                    for candidate in study.methods[name].candidates:
+                        words = study.words(case, name, seed, {name: candidate})
+                        to = place / f"{slug(name)}-{slug(candidate)}-{seed}"
+                        run = Run(to, words, test, baseline, study.own_burn_in(name))
+                        rows.setdefault((name, candidate), []).append(run)
         results = runner.run_all([run for runs in rows.values() for run in runs])
         tuned: Tuned = {}
         for (name, candidate), runs in rows.items():
@@ -97,20 +100,24 @@ class Plan:
                 words = (*run.words, *longer(runner.config(run.words), steps))
                 folder = run.folder.with_name(f"{slug(name)}-{EQUAL}-{seed}")
                 baseline = run.baseline or run  # the baseline's own burn-in is shared, too
-                test = Evaluation(self.study.test, run.test.models)
+                test = Evaluation(self.study.cases[case].test, run.test.models)
                 runs[case, name, seed] = Run(folder, words, test, baseline, run.own_burn_in)
         return self._results(runner, runs) if runs else {}
 
     # ------------------------------------------------------------------------------------------ parts
+    def _in(self, name: str, case: str) -> bool:
+        """Whether a method is reported in a case."""
+        return case in (self.study.methods[name].cases or self.study.cases)
+
     def _reported(self, chosen: Mapping[str, str]) -> dict[tuple[str, str, int], Run]:
         study, runs = self.study, {}
         for case in study.cases:
             for seed in study.seeds:
                 baseline: Run | None = None
                 for name in study.methods:
-                    if name == study.baseline or name in self.methods:
+                    if (name == study.baseline or name in self.methods) and self._in(name, case):
                         models = ("teacher", "student") if baseline is None else ("teacher",)
-                        test = Evaluation(study.test, models, study.sizes, bool(study.sizes))
+                        test = Evaluation(study.cases[case].test, models, study.sizes, bool(study.sizes))
                         folder = self.output / slug(case) / f"{slug(name)}-{seed}"
                         words = study.words(case, name, seed, chosen)
                         runs[case, name, seed] = run = Run(folder, words, test, baseline, study.own_burn_in(name))

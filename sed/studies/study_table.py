@@ -19,7 +19,8 @@ Runs = Mapping[int, Result]  # seed -> result
 def choices(study: Study, tuned: Tuned, chosen: Mapping[str, str]) -> str:
     """What each tuned method could have been, what that gave on the tune set, and what was taken."""
     seeds = ", ".join(map(str, study.tune_seeds))
-    lines = [f"Choices on {study.tune}, case {study.main_case}, seeds {seeds}: the best mean AP of the teacher."]
+    where = "; ".join(f"{study.cases[case].tune}, case {case}" for case in study.chosen_in)
+    lines = [f"Choices on {where}, seeds {seeds}: the best mean AP of the teacher."]
     lines += ["The budget of a method is its number of candidates. Mean ± standard deviation over seeds."]
     for name, rows in tuned.items():
         candidates = study.methods[name].candidates
@@ -48,7 +49,11 @@ def table(study: Study, reported: Reported, equal: Reported) -> str:
             head += ["AP, equal seconds (steps / seconds)"]
             head += [f"{reference} - method, equal seconds: {what}" for what in ("AP", "half-size input")]
         seeds = ", ".join(map(str, study.seeds))
-        lines = [f"## {case}", "", f"On {study.test}; seeds {seeds}: mean ± standard deviation, and the mean of the"]
+        lines = [
+            f"## {case}",
+            "",
+            f"On {study.cases[case].test}; seeds {seeds}: mean ± standard deviation, and the mean of the",
+        ]
         lines += ["paired differences by seed with its 95 % interval (Student's t)."]
         lines += ["Steps of the whole run; seconds after burn-in. The EMA teacher, where nothing else is said.", ""]
         lines += [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]

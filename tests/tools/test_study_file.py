@@ -19,7 +19,7 @@ from tqdm import tqdm
 from sed.config import ConfigError, load_config
 from sed.engine.run import train
 from sed.runtime.checkpoint_files import checkpoints
-from sed.studies.study_file import read_study
+from sed.studies.study_file import StudyCase, read_study
 from sed.studies.study_plan import Plan
 from sed.studies.study_runs import seconds_per_step
 from tests.reference.squares import write_set
@@ -51,8 +51,8 @@ def test_the_studies_hold_runs_that_load(path, tmp_path, monkeypatch) -> None:
         first = {name: next(iter(method.candidates), "") for name, method in found.methods.items()}
         cfg = runner.config(found.words(found.main_case, found.reference, 3, first))
     assert (cfg["SEED"], cfg["SEMI.FOLD"], cfg["DATASETS.TEST"]) == (3, 3, [])  # training sees no test set
-    assert found.test not in [*cfg["DATASETS.TRAIN"], *cfg["DATASETS.UNLABELED"]]
-    assert found.tune not in [*cfg["DATASETS.TRAIN"], *cfg["DATASETS.UNLABELED"]]
+    for case in found.cases.values():
+        assert not {case.test, case.tune} & {*cfg["DATASETS.TRAIN"], *cfg["DATASETS.UNLABELED"]}
     assert plan.size >= len(found.methods) * len(found.seeds)
 
 
@@ -71,11 +71,21 @@ def test_a_whole_file_is_read(tmp_path) -> None:
     assert (found.tune_seeds, found.seeds, found.sizes, found.equal_seconds) == ((10,), (0, 1), (64,), ())
 
 
+def test_a_case_may_have_its_own_sets(tmp_path) -> None:
+    own = {"options": "SEMI.LABELED_COUNT 5", "tune": "a", "test": "b"}
+    cases = {"few": "SEMI.LABELED_COUNT 30", "other": own}
+    found = read_study(write(tmp_path, {**STUDY, "cases": cases, "tune_cases": ["other", "few"]}))
+    assert found.cases["few"] == StudyCase(("SEMI.LABELED_COUNT", "30"), "digits_tune", "digits_test")
+    assert found.cases["other"] == StudyCase(("SEMI.LABELED_COUNT", "5"), "a", "b")
+    assert found.chosen_in == ("other", "few")
+    assert read_study(write(tmp_path, STUDY)).chosen_in == ("few",)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"metods": {}}, "unknown key metods; the nearest of .* is methods"),
-        ({"seeds": []}, r"seeds missing or empty; a study needs config, test, seeds"),
+        ({"seeds": []}, r"seeds missing or empty; a study needs config, seeds, cases"),
         ({"seeds": [0, 10]}, r"seeds and tune_seeds share \[10\]"),
         ({"seeds": [0, 0]}, r"seeds: expected whole numbers, each once, got \[0, 0\]"),
         ({"sizes": ["64 px"]}, r"sizes: expected whole numbers"),
@@ -85,6 +95,12 @@ def test_a_whole_file_is_read(tmp_path) -> None:
         ({"equal_seconds": ["slow"]}, "reference and equal_seconds name slow"),
         ({"equal_seconds": ["plus"]}, "equal_seconds holds the reference"),
         ({"tune_seeds": []}, "rival are tuned; give tune and tune_seeds"),
+        ({"test": ""}, "case few: it has no test, nor has the study"),
+        ({"cases": {"few": {"test": "digits_tune"}, "x": ""}}, "tune and test are both digits_tune"),
+        ({"cases": {"few": {"tests": "a"}}}, "case few: unknown key tests; the nearest of options, tune, test is test"),
+        ({"tune_cases": ["few", "many"]}, "tune_cases and cases of methods name many; the cases are few, more"),
+        ({"methods": {**METHODS, "plus": {"cases": ["none"]}}}, "tune_cases and cases of methods name none"),
+        ({"methods": {**METHODS, "control": {"cases": ["few"]}}}, "control is the supervised baseline: it is in all"),
         ({"cases": {"tune": ""}}, "a case may not be called tune"),
         ({"cases": {"a+": "", "a-": ""}}, "cases: two names would share a folder; rename one"),
         ({"cases": {"few": "SEMI.LABELED_COUNT"}}, "case few: expected a string of KEY VALUE pairs"),

@@ -137,3 +137,17 @@ def test_a_study_chooses_on_one_half_and_reports_on_the_other(desk, tmp_path, mo
         ("second half", "30_labels"),
     }
     assert set(STUDY["seeds"]) == {int(seed) for seed in results["test"]["30 labels"]["plus"]}
+
+
+@pytest.mark.slow
+def test_choices_in_several_cases_and_methods_in_some(desk):
+    """A candidate is judged by the mean over cases and seeds; a method may be reported in one case only."""
+    cases = {"30 labels": "SEMI.LABELED_COUNT 30", "40 labels": "SEMI.LABELED_COUNT 40"}
+    methods = {**STUDY["methods"], "plus, hard": {**STUDY["methods"]["plus, hard"], "cases": ["40 labels"]}}
+    results = desk.run(cases=cases, methods=methods, tune_cases=list(cases), seeds=[0], equal_seconds=[])
+    assert results["chosen"]["plus"] == "b"
+    assert len(results["tuned"]["plus"]["b"]) == 4  # two cases, two seeds
+    trained = {line.removeprefix("train ") for line in desk.calls if line.startswith("train ")}
+    assert {f"{case}/plus-b-{seed}" for case in ("30_labels", "40_labels") for seed in (10, 11)} <= trained
+    assert list(results["test"]["30 labels"]) == ["control", "all labels", "plus"]
+    assert list(results["test"]["40 labels"]) == ["control", "all labels", "plus", "plus, hard"]
