@@ -29,7 +29,7 @@ from sed.studies.kept_runs import collect, restore
 from sed.studies.study_file import Study, read_study
 from sed.studies.study_pictures import ap_by_scale, ap_by_size
 from sed.studies.study_plan import Plan, choose
-from sed.studies.study_table import by_scale, by_size, choices, scales, table
+from sed.studies.study_table import by_scale, by_size, choices, scales, summary, table
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -64,9 +64,11 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; give the command again to go on")
-    text = table(study, found["test"], found["equal seconds"]) + (
-        "\n" + scales(study, found["test"]) if study.sizes else ""
-    )
+    text = table(study, found["test"], found["equal seconds"])
+    if len(study.cases) > 1:
+        text = summary(study, found["test"]) + "\n" + text
+    if study.sizes:
+        text += "\n" + scales(study, found["test"])
     write(study, args.output, text, found)
     print(f"\n{text}")
 

@@ -19,7 +19,7 @@ TUNE = "tune"  # the folder of the runs that choices are made on
 _SET_HERE = ("OUTPUT_DIR", "SEED", "SEMI.FOLD", "DATASETS.TEST", "TEST.EVAL_PERIOD")
 _SET_HERE += ("SOLVER.CHECKPOINT_PERIOD", "SOLVER.CHECKPOINTS_KEPT")
 _EXPECTED = {
-    **dict.fromkeys(("config", "options", "tune", "test", "reference"), (str, "a string")),
+    **dict.fromkeys(("config", "options", "tune", "test", "reference", "upper_bound"), (str, "a string")),
     **dict.fromkeys(("tune_cases", "tune_seeds", "seeds", "equal_seconds", "sizes"), (list, "a list")),
     **dict.fromkeys(("cases", "methods"), (dict, "a mapping of names to options")),
 }
@@ -79,6 +79,7 @@ class Study:
         seeds: those that are reported; they share none with `tune_seeds`.
         methods: name -> method, in the table's order; the first is the supervised baseline, whose burn-in all share.
         reference: the method that all others are compared with.
+        upper_bound: the method with all labels, of which others close the gap; "": none.
         equal_seconds: methods that also run for as long as the reference takes.
         sizes: short sides of the test images for AP against input scale; empty: no such pictures.
     """
@@ -89,6 +90,7 @@ class Study:
     methods: Mapping[str, StudyMethod]
     reference: str
     options: Words = ()
+    upper_bound: str = ""
     tune_cases: tuple[str, ...] = ()
     tune_seeds: tuple[int, ...] = ()
     equal_seconds: tuple[str, ...] = ()
@@ -154,6 +156,7 @@ def read_study(path: str | Path) -> Study:
     methods = {str(name): _method(f"{path}: method {name}", value) for name, value in values["methods"].items()}
     study = Study(
         reference=values["reference"],
+        upper_bound=values.get("upper_bound", ""),
         config=path.parent / values["config"],
         options=_words(f"{path}: options", values.get("options", "")),
         cases={str(name): _case(f"{path}: case {name}", value, values) for name, value in values["cases"].items()},
@@ -171,7 +174,8 @@ def _mistakes(study: Study) -> list[tuple[object, str]]:
     """(whether, what) for whatever the keys say together."""
     methods, known = study.methods, f"the methods are {', '.join(study.methods)}"
     tuned = [name for name, method in methods.items() if method.candidates]
-    strangers = [name for name in (study.reference, *study.equal_seconds) if name not in methods]
+    needed = (study.reference, *study.equal_seconds, *([study.upper_bound] if study.upper_bound else []))
+    strangers = [name for name in needed if name not in methods]
     likes = {name: method.like for name, method in methods.items() if method.like}
     bad = [n for n, like in likes.items() if like not in methods or methods[like].like or methods[n].candidates]
     names = [("methods", methods), ("cases", study.cases)]
@@ -182,7 +186,7 @@ def _mistakes(study: Study) -> list[tuple[object, str]]:
     both = sorted({c.test for c in study.cases.values()} & {c.tune for c in study.cases.values()})
     shared = sorted(set(study.seeds) & set(study.tune_seeds))
     return [
-        (strangers, f"reference and equal_seconds name {', '.join(strangers)}; {known}"),
+        (strangers, f"reference, upper_bound and equal_seconds name {', '.join(strangers)}; {known}"),
         (study.reference in study.equal_seconds, "equal_seconds holds the reference, whose seconds are the measure"),
         (bad, f"like of {', '.join(bad)}: expected a method that is not like another, and no candidates; {known}"),
         (

@@ -10,7 +10,7 @@ from typing import Any
 from sed.studies.study_file import Study
 from sed.studies.study_plan import Reported, Tuned, mean_seconds
 from sed.studies.study_runs import Result
-from sed.studies.wording import interval, spread
+from sed.studies.wording import bounds, interval, spread
 
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 Runs = Mapping[int, Result]  # seed -> result
@@ -73,6 +73,58 @@ def table(study: Study, reported: Reported, equal: Reported) -> str:
             lines += ["", f"These runs are of {len(versions)} versions of the code: {', '.join(sorted(versions))}."]
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
+
+
+def summary(study: Study, reported: Reported) -> str:
+    """All cases side by side: AP, and differences to the reference with an interval over the cases."""
+    reference, bound = study.reference, study.upper_bound
+    head = ["method", *reported, "mean", f"{reference} - method", "cases ahead / behind"]
+    lines = [
+        "## All cases",
+        "",
+        "AP of the teacher, mean ± standard deviation over seeds. The last but one column is the",
+    ]
+    lines += [f"mean over cases of the difference to {reference} with its 95 % interval (Student's t over cases); the"]
+    lines += [f"last in how many cases the interval over seeds leaves {reference} ahead, and behind.", ""]
+    lines += [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
+    names = list(dict.fromkeys(name for methods in reported.values() for name in methods))
+    for name in names:
+        found = {case: methods[name] for case, methods in reported.items() if name in methods}
+        cells = [spread(_aps(found[case])) if case in found else "" for case in reported]
+        cells.append(f"{statistics.mean(statistics.mean(_aps(runs)) for runs in found.values()):.1f}")
+        pairs = [_gains(reported[c][reference], found[c]) for c in found if reference in reported[c]]
+        if name == reference or not pairs:
+            cells += ["", ""]
+        else:
+            limits = [bounds(gains) for gains in pairs if len(gains) > 1]
+            sides = (sum(low > 0 for low, _ in limits), sum(high < 0 for _, high in limits))
+            cells += [interval([statistics.mean(gains) for gains in pairs]), f"{sides[0]} / {sides[1]} of {len(pairs)}"]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    if bound:
+        lines += ["", f"Share of the gap between {study.baseline} and {bound} that is closed, of the means:", ""]
+        lines += [f"| method | {' | '.join(reported)} |", "| --- " * (1 + len(reported)) + "|"]
+        for name in names:
+            if name not in (study.baseline, bound):
+                lines.append(
+                    f"| {name} | {' | '.join(_closed(m, study.baseline, bound, name) for m in reported.values())} |"
+                )
+    return "\n".join(lines) + "\n"
+
+
+def _aps(runs: Runs) -> list[float]:
+    return [run["teacher"]["full"]["AP"] for run in runs.values()]
+
+
+def _gains(base: Runs, runs: Runs) -> list[float]:
+    """AP of `base` minus AP of `runs`, seed by seed."""
+    return [base[seed]["teacher"]["full"]["AP"] - run["teacher"]["full"]["AP"] for seed, run in runs.items()]
+
+
+def _closed(methods: Mapping[str, Runs], baseline: str, bound: str, name: str) -> str:
+    if name not in methods or bound not in methods:
+        return ""
+    low, high, own = (statistics.mean(_aps(methods[key])) for key in (baseline, bound, name))
+    return f"{100 * (own - low) / (high - low):.0f} %" if high > low else "-"
 
 
 def scales(study: Study, reported: Reported) -> str:

@@ -21,10 +21,17 @@ def interval(differences: Sequence[float], digits: int = 1) -> str:
     mean = statistics.mean(differences)
     if len(differences) < 2:
         return f"{mean:+.{digits}f}"
+    low, high = bounds(differences)
+    return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+
+
+def bounds(differences: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of Student's t for the mean of two or more paired differences."""
     from scipy.stats import t
 
     half = t.ppf(0.975, len(differences) - 1) * statistics.stdev(differences) / math.sqrt(len(differences))
-    return f"{mean:+.{digits}f} [{mean - half:+.{digits}f}, {mean + half:+.{digits}f}]"
+    mean = statistics.mean(differences)
+    return float(mean - half), float(mean + half)
 
 
 def slug(name: str) -> str:

@@ -91,8 +91,11 @@ def test_a_case_may_have_its_own_sets(tmp_path) -> None:
         ({"sizes": ["64 px"]}, r"sizes: expected whole numbers"),
         ({"seeds": 3}, "seeds expects a list, got 3"),
         ({"test": "digits_tune"}, "tune and test are both digits_tune"),
-        ({"reference": "best"}, "reference and equal_seconds name best; the methods are control, plus, rival"),
-        ({"equal_seconds": ["slow"]}, "reference and equal_seconds name slow"),
+        (
+            {"reference": "best"},
+            "reference, upper_bound and equal_seconds name best; the methods are control, plus",
+        ),
+        ({"equal_seconds": ["slow"]}, "reference, upper_bound and equal_seconds name slow"),
         ({"equal_seconds": ["plus"]}, "equal_seconds holds the reference"),
         ({"tune_seeds": []}, "rival are tuned; give tune and tune_seeds"),
         ({"test": ""}, "case few: it has no test, nor has the study"),
