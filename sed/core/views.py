@@ -10,6 +10,7 @@ Shape shorthand: see `sed.core.structures`; a, anchors per cell.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 
@@ -104,6 +105,41 @@ def draw_scale(step: int, max_scale: int, seed: int = 0) -> int:
     if max_scale == 0:
         return 0
     return random.Random(f"scale {seed} {step}").randint(1, max_scale)
+
+
+def resize(images: Images, scale: float) -> Images:
+    """`images` at `scale` times their size, bilinear with antialiasing: the point (x, y) moves to (scale x, scale y).
+
+    Args:
+        images: N images of any padded sides.
+        scale: in (0, 1]; 1: the same pixels.
+
+    Returns:
+        Float images; padded sides are rounded down, valid sizes up to what is there.
+
+    Raises:
+        ValueError: for another scale, or one that leaves nothing of an image.
+    """
+    height, width = (math.floor(side * scale) for side in images.padded_size)
+    if not 0 < scale <= 1 or min(height, width) < 1:
+        raise ValueError(f"resize: expected a scale in (0, 1] that leaves a pixel of {images.padded_size}, got {scale}")
+    pixels = images.tensor if images.tensor.is_floating_point() else images.tensor.float()
+    if scale == 1:
+        return Images(pixels, images.sizes)
+    pixels = F.interpolate(pixels, scale_factor=scale, mode="bilinear", antialias=True, recompute_scale_factor=False)
+    sizes = tuple((min(math.ceil(h * scale), height), min(math.ceil(w * scale), width)) for h, w in images.sizes)
+    return Images(pixels, sizes)
+
+
+def draw_size(step: int, least: float, seed: int = 0) -> float:
+    """The scale ~ U[least, 1] of `step`: a function of its arguments alone, so equal on all ranks and after a resume.
+
+    Raises:
+        ValueError: for a `least` outside (0, 1].
+    """
+    if not 0 < least <= 1:
+        raise ValueError(f"draw_size: expected a least scale in (0, 1], got {least}")
+    return random.Random(f"size {seed} {step}").uniform(least, 1.0)
 
 
 def valid_anchors(

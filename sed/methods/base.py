@@ -36,7 +36,7 @@ class Schedule:
         first_drop: step of the first learning-rate drop.
         ramp_steps: steps over which the unsupervised weights rise linearly after burn-in; 0: at once.
         ema: policy and values of the rate a of Eq. 4.
-        seed: of the random scale exponent s of Eq. 2 (`sed.core.views.draw_scale`).
+        seed: of the random sizes of views (`sed.core.views.draw_scale` and `draw_size`).
     """
 
     burn_in: int

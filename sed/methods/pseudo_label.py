@@ -76,9 +76,9 @@ def confident_targets(detections: Sequence[Detections], threshold: float) -> tup
     return tuple(targets)
 
 
-def downscale_targets(targets: Sequence[Targets], s: int = 1) -> tuple[Targets, ...]:
-    """Ground truth of the same images at 1/2^s of their size: boxes times 1/2^s."""
-    return tuple(Targets(scale_boxes(t.boxes, 1 / 2**s), t.classes) for t in targets)
+def scale_targets(targets: Sequence[Targets], scale: float) -> tuple[Targets, ...]:
+    """Ground truth of the same images at `scale` times their size."""
+    return tuple(Targets(scale_boxes(t.boxes, scale), t.classes) for t in targets)
 
 
 class StudentView(NamedTuple):
@@ -86,13 +86,13 @@ class StudentView(NamedTuple):
 
     name: of its losses.
     weight: of its losses, beside n_u / n_s.
-    s: the view has 1/2^s of the size of the weak view.
+    scale: its size, as a share of the weak view's.
     """
 
     name: str
     weight: float
     images: Images
-    s: int
+    scale: float
 
 
 class PseudoLabel(Method):
@@ -112,17 +112,17 @@ class PseudoLabel(Method):
         pseudo = predict_pseudo_labels(self.teacher.module, unlabeled.weak, self.options.threshold)
         ratio = len(unlabeled) / len(labeled) * self.schedule.ramp(step)  # n_u / n_s, times the ramp
         with statistics_kept(self.student):
-            for view in self.views(unlabeled):
+            for view in self.views(unlabeled, step):
                 for part, loss in self.view_losses(view, pseudo).items():
                     losses[f"{view.name}/{part}"] = ratio * view.weight * loss
         self.metrics["teacher_positives"] = torch.tensor(sum(len(t.classes) for t in pseudo.targets))
         return losses
 
-    def views(self, unlabeled: UnlabeledBatch) -> list[StudentView]:
-        """The unlabelled views that the student is trained on."""
-        views = [StudentView("pseudo", self.options.weight, unlabeled.strong, 0)]
+    def views(self, unlabeled: UnlabeledBatch, step: int) -> list[StudentView]:
+        """The unlabelled views that the student is trained on at a step."""
+        views = [StudentView("pseudo", self.options.weight, unlabeled.strong, 1.0)]
         if self.options.half_size:
-            views.append(StudentView("pseudo_half", self.options.weight, self.half_size(unlabeled), 1))
+            views.append(StudentView("pseudo_half", self.options.weight, self.half_size(unlabeled), 0.5))
         return views
 
     def half_size(self, unlabeled: UnlabeledBatch) -> Images:
@@ -131,6 +131,6 @@ class PseudoLabel(Method):
 
     def view_losses(self, view: StudentView, pseudo: PseudoLabels) -> dict[str, Tensor]:
         """The detector's own losses on a view with the pseudo-labels as its ground truth."""
-        batch = LabeledBatch(view.images, downscale_targets(pseudo.targets, view.s))
+        batch = LabeledBatch(view.images, scale_targets(pseudo.targets, view.scale))
         losses = self.student.supervised_losses(batch)
         return {name: loss for name, loss in losses.items() if name.endswith("_cls") or self.options.box_loss}

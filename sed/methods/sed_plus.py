@@ -23,9 +23,10 @@ from sed.core.consistency import absolute_error, region_consistency
 from sed.core.reweighting import mean
 from sed.core.structures import LabeledBatch, RegionPrediction, UnlabeledBatch
 from sed.core.targets import CERTAIN, harden_softmax
+from sed.core.views import draw_size, resize
 from sed.detectors.base import Detector
 from sed.methods.base import Schedule, full_precision
-from sed.methods.pseudo_label import PseudoLabel, PseudoLabels, StudentView, downscale_targets
+from sed.methods.pseudo_label import PseudoLabel, PseudoLabels, StudentView, scale_targets
 from sed.options.methods import SEDPlusOptions
 
 ON, NEAR = 0.5, 0.1  # least IoU of a region with a pseudo-label: to take its target from it; to be background
@@ -40,26 +41,27 @@ class SEDPlus(PseudoLabel):
         super().__init__(student, schedule)
         self.options = options or SEDPlusOptions()
 
-    def views(self, unlabeled: UnlabeledBatch) -> list[StudentView]:
-        """The strong and the half-size view, where their weight is not 0."""
+    def views(self, unlabeled: UnlabeledBatch, step: int) -> list[StudentView]:
+        """The half-size view and the strong view at the size of this step, where their weight is not 0."""
         o, views = self.options, []
         if o.half_size_weight > 0:
-            views.append(StudentView("pseudo_half", o.half_size_weight, self.half_size(unlabeled), 1))
+            views.append(StudentView("pseudo_half", o.half_size_weight, self.half_size(unlabeled), 0.5))
         if o.weight > 0:
-            views.append(StudentView("pseudo", o.weight, unlabeled.strong, 0))
+            scale = draw_size(step, o.least_scale, self.schedule.seed)
+            views.append(StudentView("pseudo", o.weight, resize(unlabeled.strong, scale), scale))
         return views
 
     def view_losses(self, view: StudentView, pseudo: PseudoLabels) -> dict[str, Tensor]:
         """The losses on a view; regions are the proposals of teacher and student, and the pseudo-labels' boxes."""
-        targets, student = downscale_targets(pseudo.targets, view.s), self.student
+        targets, student = scale_targets(pseudo.targets, view.scale), self.student
         if "region" not in student.heads:
             return student.supervised_losses(LabeledBatch(view.images, targets))
         features = student.encode(view.images.pad_to_multiple(student.size_divisibility))
         losses, proposals = student.proposal_losses(features, targets)
         most, rows = self.options.regions_per_view, zip(pseudo.proposals, proposals, pseudo.targets, strict=True)
-        boxes = [torch.cat([p[:most], q[:most] * 2**view.s, t.boxes]) for p, q, t in rows]  # frame of X
+        boxes = [torch.cat([p[:most], q[:most] / view.scale, t.boxes]) for p, q, t in rows]  # frame of X
         target = region_targets(self.teacher.module, pseudo, boxes, hard=self.options.region_target == "hard")
-        own = student.regions(features, [b / 2**view.s for b in boxes])
+        own = student.regions(features, [b * view.scale for b in boxes])
         loss = region_consistency(target, own, mean(), symmetric=False, distance=absolute_error)
         return losses | {"region_cls": loss.cls, "region_box": loss.box}
 

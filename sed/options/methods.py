@@ -109,6 +109,9 @@ class SEDPlusOptions:
     threshold: float = option(0.7, "least score of a detection that becomes a pseudo-label", low=0)
     weight: float = option(2.0, "weight of the losses on the strong view, beside n_u / n_s; 0 leaves it out", low=0)
     half_size_weight: float = option(2.0, "weight of the losses on the half-size view; 0 leaves it out", low=0)
+    least_scale: float = option(
+        1.0, "the strong view has a size drawn from this share of the weak view's to all of it", low=0.1, high=1
+    )
     region_target: str = option(
         "distribution",
         "class target of a region: the teacher's class distribution | hard: its most likely class",

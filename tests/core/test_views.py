@@ -6,7 +6,7 @@ import torch
 from sed.core.consistency import dense_consistency
 from sed.core.reweighting import mean
 from sed.core.structures import DenseLevel, DensePrediction, Images
-from sed.core.views import downscale, draw_scale, pair_levels, valid_anchors
+from sed.core.views import downscale, draw_scale, draw_size, pair_levels, resize, valid_anchors
 from tests.reference.predictions import dense_level
 
 
@@ -254,3 +254,51 @@ def test_paired_anchors_are_valid_together(s):
         grid = (64 // 2**f, 64 // 2**f)
         full_mask = valid_anchors(sizes, f, grid, 1, "cpu")
         assert torch.equal(full_mask, valid_anchors(small, f - s, grid, 1, "cpu"))
+
+
+# ---------------------------------------------------------------------------------------------- any size
+def test_resized_by_hand():
+    """At half the size a triangle filter of radius 2 around the middle of each pair of pixels: 1, 3, 3, 1 eighths."""
+    row = torch.tensor([0.0, 8, 16, 24, 80, 0, 0, 0])
+    images = Images(row.expand(1, 3, 8, 8).clone(), ((8, 7),))
+    small = resize(images, 0.5)
+    assert small.sizes == ((4, 4),)
+    assert small.tensor.shape == (1, 3, 4, 4)
+    expected = [(3 * 0 + 3 * 8 + 16) / 7, (8 + 3 * 16 + 3 * 24 + 80) / 8, (24 + 3 * 80) / 8, 0.0]
+    assert small.tensor[0, 0, 0].tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("scale", [0.4, 0.73, 0.99, 1.0])
+def test_a_point_moves_by_the_scale(scale):
+    """The centre of mass of a blob, in pixel edges' coordinates, moves from (x, y) to (scale x, scale y)."""
+    y, x = torch.meshgrid(torch.arange(64) + 0.5, torch.arange(96) + 0.5, indexing="ij")
+    blob = torch.exp(-((x - 40) ** 2 + (y - 24) ** 2) / 50).expand(1, 3, 64, 96)
+    small = resize(Images(blob.clone(), ((50, 90),)), scale).tensor[0, 0]
+    y, x = torch.meshgrid(torch.arange(small.shape[0]) + 0.5, torch.arange(small.shape[1]) + 0.5, indexing="ij")
+    assert ((small * x).sum() / small.sum()).item() == pytest.approx(40 * scale, abs=0.02)
+    assert ((small * y).sum() / small.sum()).item() == pytest.approx(24 * scale, abs=0.02)
+
+
+def test_sizes_are_what_is_there():
+    images = Images(torch.zeros(2, 3, 64, 96, dtype=torch.uint8), ((64, 96), (33, 1)))
+    small = resize(images, 0.4)
+    assert small.tensor.dtype == torch.float32
+    assert small.padded_size == (25, 38)  # 25.6 and 38.4
+    assert small.sizes == ((25, 38), (14, 1))
+    assert resize(images, 1).sizes == images.sizes
+    for scale in (0.0, 1.01, -1.0, 0.01):
+        with pytest.raises(ValueError, match="expected a scale in"):
+            resize(images, scale)
+
+
+def test_the_drawn_size_is_a_function_of_step_and_seed():
+    draws = [draw_size(step, 0.4, seed=5) for step in range(2000)]
+    assert draws == [draw_size(step, 0.4, seed=5) for step in range(2000)]
+    assert draws != [draw_size(step, 0.4, seed=6) for step in range(2000)]
+    assert 0.4 <= min(draws) < 0.41
+    assert 0.99 < max(draws) <= 1.0
+    assert sum(draws) / 2000 == pytest.approx(0.7, abs=0.02)
+    assert draw_size(3, 1.0) == 1.0
+    for least in (0.0, 1.1):
+        with pytest.raises(ValueError, match="least scale"):
+            draw_size(3, least)

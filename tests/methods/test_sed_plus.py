@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
 
 from sed.core.consistency import absolute_error
 from sed.core.structures import Detections, Targets
+from sed.core.views import draw_size
 from sed.methods.base import Schedule
 from sed.methods.build import build_method
-from sed.methods.pseudo_label import confident_targets, downscale_targets
+from sed.methods.pseudo_label import confident_targets, scale_targets
 from sed.methods.sed_plus import correct_by_pseudo_labels
 from sed.options.methods import PseudoLabelOptions, SEDPlusOptions
 from tests.reference.detectors import make_detector, make_labeled, make_unlabeled
@@ -43,11 +45,11 @@ def run(method, unlabeled=None):
     return method(make_labeled(), unlabeled or make_unlabeled(), 5)
 
 
-def test_downscaled_targets():
+def test_scaled_targets():
     targets = (Targets(torch.tensor([[4.0, 6, 20, 30]]), torch.tensor([2])), Targets(torch.zeros(0, 4), torch.zeros(0)))
-    assert downscale_targets(targets)[0].boxes.tolist() == [[2, 3, 10, 15]]
-    assert downscale_targets(targets, 2)[0].boxes.tolist() == [[1, 1.5, 5, 7.5]]
-    assert downscale_targets(targets)[1].boxes.shape == (0, 4)
+    assert scale_targets(targets, 0.5)[0].boxes.tolist() == [[2, 3, 10, 15]]
+    assert scale_targets(targets, 0.25)[0].boxes.tolist() == [[1, 1.5, 5, 7.5]]
+    assert scale_targets(targets, 0.5)[1].boxes.shape == (0, 4)
 
 
 @pytest.mark.parametrize("detector", ["resnet_retinanet", "rt_detr"])
@@ -145,6 +147,32 @@ def test_each_view_can_be_left_out_and_weighs_by_its_weight():
     key = "pseudo_half/region_cls"
     assert heavy[key].item() == pytest.approx(3 * whole[key].item(), rel=1e-4)
     assert heavy["pseudo/region_cls"].item() == pytest.approx(whole["pseudo/region_cls"].item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("detector", ["small_rcnn", "resnet_retinanet", "rt_detr"])
+def test_the_strong_view_has_the_size_of_its_step(detector):
+    """Its pixels, pseudo-labels and regions are those of the weak view at that size; another step draws another."""
+    options = dataclasses.replace(OPTIONS, least_scale=0.4, half_size_weight=0.0)
+    method, batch = make_method(detector, options=options), make_unlabeled()
+    scales = [draw_size(step, 0.4, SCHEDULE.seed) for step in (5, 6)]
+    assert 0.4 <= min(scales) < max(scales) <= 1
+    for step, scale in zip((5, 6), scales, strict=True):
+        (view,) = method.views(batch, step)
+        assert view.scale == scale
+        sides = [math.floor(side * scale) for side in batch.strong.padded_size]
+        assert list(view.images.tensor.shape[2:]) == sides
+        seen = []
+        name = "proposal_losses" if "region" in method.student.heads else "supervised_losses"
+        original = getattr(method.student, name)
+        setattr(method.student, name, lambda *a, original=original, seen=seen: seen.append(a) or original(*a))
+        torch.manual_seed(11)
+        losses = method(make_labeled(), batch, step)
+        setattr(method.student, name, original)
+        targets = seen[-1][1] if name == "proposal_losses" else seen[-1][0].targets
+        for target in targets:
+            torch.testing.assert_close(target.boxes, FOUND.boxes[:2] * scale)
+        assert all(loss.isfinite() for loss in losses.values())
+        sum(losses.values()).backward()
 
 
 def test_confident_detections_are_counted_anew_in_each_step():
