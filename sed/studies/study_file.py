@@ -27,7 +27,9 @@ _NEEDED = ("config", "seeds", "cases", "methods", "reference")
 _OF_METHOD = {"options": (str, "a string"), "candidates": (dict, "a mapping of names to options")}
 _OF_METHOD |= {"like": (str, "the name of a method"), "own_burn_in": (bool, "true or false")}
 _OF_METHOD |= {"cases": (list, "a list of cases")}
-_OF_CASE = dict.fromkeys(("options", "tune", "test"), (str, "a string"))
+_OF_CASE = dict.fromkeys(("options", "tune", "test"), (str, "a string")) | {
+    "like": (str, "the name of a case before it")
+}
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,10 @@ class Study:
 
     Attributes:
         config: path of the config of every run (in the file: relative to the file).
-        cases: in the file a name's options, or a mapping of options, tune and test. `tune` is the set that choices are
-            made on ("" where nothing is chosen), `test` the one that is reported, for all cases or one; of an only json
-            one may be "PATH, first half", the other "PATH, second half". The first case is the main one.
+        cases: in the file a name's options, or a mapping of options, tune, test and like. `tune` is the set that
+            choices are made on ("" where nothing is chosen), `test` the one that is reported, for all cases or one; of
+            an only json one may be "PATH, first half", the other "PATH, second half". `like` names a case before it,
+            whose sets and options it has where its own say nothing else. The first case is the main one.
         options: of every run.
         tune_cases: those that choices are made in; empty: the main one.
         tune_seeds: seed s is SEED s and SEMI.FOLD s: labels, weights, order and augmentation.
@@ -159,7 +162,7 @@ def read_study(path: str | Path) -> Study:
         upper_bound=values.get("upper_bound", ""),
         config=path.parent / values["config"],
         options=_words(f"{path}: options", values.get("options", "")),
-        cases={str(name): _case(f"{path}: case {name}", value, values) for name, value in values["cases"].items()},
+        cases=_cases(str(path), values),
         methods=methods,
         **{key: tuple(map(str, values.get(key, ()))) for key in ("equal_seconds", "tune_cases")},
         **{key: _numbers(f"{path}: {key}", values.get(key, [])) for key in ("seeds", "tune_seeds", "sizes")},
@@ -206,13 +209,19 @@ def _mistakes(study: Study) -> list[tuple[object, str]]:
     ]
 
 
-def _case(place: str, value: object, study: Mapping[str, Any]) -> StudyCase:
-    own = value if isinstance(value, dict) else {"options": value}
-    _check_keys(place, {key: v for key, v in own.items() if key != "options"}, _OF_CASE)
-    tune, test = (own.get(key, study.get(key, "")) for key in ("tune", "test"))
-    if not test:
-        raise ConfigError(f"{place}: it has no test, nor has the study")
-    return StudyCase(_words(place, own.get("options", "")), tune, test)
+def _cases(path: str, study: Mapping[str, Any]) -> dict[str, StudyCase]:
+    cases: dict[str, StudyCase] = {}
+    for name, value in study["cases"].items():
+        place, own = f"{path}: case {name}", value if isinstance(value, dict) else {"options": value}
+        _check_keys(place, {key: v for key, v in own.items() if key != "options"}, _OF_CASE)
+        if (like := own.get("like")) and like not in cases:
+            raise ConfigError(f"{place}: like names {like}; before it are {', '.join(cases) or 'none'}")
+        base = cases[like] if like else StudyCase((), study.get("tune", ""), study.get("test", ""))
+        options = (*base.options, *_words(place, own.get("options", "")))
+        cases[str(name)] = case = StudyCase(options, own.get("tune", base.tune), own.get("test", base.test))
+        if not case.test:
+            raise ConfigError(f"{place}: it has no test, nor has the study")
+    return cases
 
 
 def _method(place: str, value: object) -> StudyMethod:

@@ -78,6 +78,9 @@ def test_a_case_may_have_its_own_sets(tmp_path) -> None:
     assert found.cases["few"] == StudyCase(("SEMI.LABELED_COUNT", "30"), "digits_tune", "digits_test")
     assert found.cases["other"] == StudyCase(("SEMI.LABELED_COUNT", "5"), "a", "b")
     assert found.chosen_in == ("other", "few")
+    cases["more"] = {"like": "other", "options": "SEMI.LABELED_COUNT 9", "test": "c"}
+    found = read_study(write(tmp_path, {**STUDY, "cases": cases}))
+    assert found.cases["more"] == StudyCase(("SEMI.LABELED_COUNT", "5", "SEMI.LABELED_COUNT", "9"), "a", "c")
     assert read_study(write(tmp_path, STUDY)).chosen_in == ("few",)
 
 
@@ -100,7 +103,8 @@ def test_a_case_may_have_its_own_sets(tmp_path) -> None:
         ({"tune_seeds": []}, "rival are tuned; give tune and tune_seeds"),
         ({"test": ""}, "case few: it has no test, nor has the study"),
         ({"cases": {"few": {"test": "digits_tune"}, "x": ""}}, "tune and test are both digits_tune"),
-        ({"cases": {"few": {"tests": "a"}}}, "case few: unknown key tests; the nearest of options, tune, test is test"),
+        ({"cases": {"few": {"tests": "a"}}}, "case few: unknown key tests; the nearest of .* is test"),
+        ({"cases": {"few": {"like": "more"}, "more": ""}}, "case few: like names more; before it are none"),
         ({"tune_cases": ["few", "many"]}, "tune_cases and cases of methods name many; the cases are few, more"),
         ({"methods": {**METHODS, "plus": {"cases": ["none"]}}}, "tune_cases and cases of methods name none"),
         ({"methods": {**METHODS, "control": {"cases": ["few"]}}}, "control is the supervised baseline: it is in all"),
