@@ -2,10 +2,11 @@
 
     L = L_sup + (n_u / n_s) (weight L_det(X_s) + half_size_weight L_det(X^))                  docs/method.md 11
 
-L_det are the detector's own losses with the teacher's confident detections on X_w as ground truth, as in
-`sed.methods.pseudo_label`; only the region head has other targets. A hard target, one class or background, is plainly
-wrong where the teacher took one class for another or missed an object. So a region on a pseudo-label learns its box and
-the teacher's distribution over the classes, and a region away from all pseudo-labels the teacher's own soft prediction.
+X_s may have a size of its own in every step (least_scale). L_det are the detector's own losses with the teacher's
+confident detections on X_w as ground truth, as in `sed.methods.pseudo_label`; only the region head has other targets. A
+hard target, one class or background, is plainly wrong where the teacher took one class for another or missed an object.
+So a region on a pseudo-label learns its box and the teacher's distribution over the classes, and a region away from all
+pseudo-labels the teacher's own soft prediction.
 Measured so far, that is no gain over hard classes (docs/evidence.md).
 
 Shape shorthand: see `sed.core.structures`; P regions and G pseudo-labels of one image.
