@@ -94,7 +94,7 @@ def load_imagenet(detector: nn.Module, depth: int) -> None:
     """
     for module in detector.modules():
         if isinstance(module, TimmFPN):
-            load_body(module.body, *imagenet_timm(module, detector.pixel_mean, detector.pixel_std))
+            load_body(module.body, *imagenet_timm(module.name, detector.pixel_mean, detector.pixel_std))
             return
         if isinstance(module, ResNet):
             state = imagenet_resnet(depth, TORCHVISION_NAMES)

@@ -17,7 +17,16 @@ import torch
 from torch import nn
 
 from sed.detectors.detr import QueryDetector
-from sed.detectors.weights import WeightsError, check_complete, imagenet_resnet, no_progress_bars, read_state_dict
+from sed.detectors.timm_backbone import frozen_weights
+from sed.detectors.weights import (
+    WeightsError,
+    check_complete,
+    imagenet_resnet,
+    imagenet_timm,
+    load_body,
+    no_progress_bars,
+    read_state_dict,
+)
 from sed.options.model import Backbone
 from sed.options.solver import Test
 
@@ -52,7 +61,7 @@ def build_detr(
         pixel_mean: RGB, 0..255.
         pixel_std: RGB, 0..255.
         detections: kept an image.
-        freeze_at: of a ResNet.
+        freeze_at: of a ResNet or a network of timm.
 
     Raises:
         ValueError: as `build_model`.
@@ -67,8 +76,8 @@ def build_model(source: str, num_classes: int, freeze_at: int = Backbone.freeze_
     Args:
         source: a config.json, a folder with one, or a name on the hub.
         num_classes: K; it replaces the number of the config.
-        freeze_at: of a ResNet (model_type resnet): 0 freezes nothing, 1 the stem, 2 the stem and the first stage, ...
-            Other backbones keep what transformers freezes.
+        freeze_at: of a ResNet (model_type resnet) or a network of timm (model_type timm_backbone): 0 freezes nothing, 1
+            the stem, 2 the stem and the first stage, ... Other backbones keep what transformers freezes.
 
     Raises:
         ValueError: for a source that cannot be read, or is not the config of a detector.
@@ -90,19 +99,30 @@ def build_model(source: str, num_classes: int, freeze_at: int = Backbone.freeze_
 
 
 def _freeze(model: nn.Module, freeze_at: int) -> None:
-    """Freeze the stem and stages of a ResNet up to `freeze_at`, and train the others.
+    """Freeze the stem and stages of a ResNet or a network of timm up to `freeze_at`, and train the others.
 
     transformers 4.57 to 5.23 freezes all stages where it is meant to leave three trainable: it looks for "stage.1" in
-    names that contain "stages.1".
+    names that contain "stages.1", and for "layer2" in any network of timm.
     """
     for backbone in _resnets(model):
         for name, parameter in backbone.named_parameters():
             stage = re.match(r"encoder\.stages\.(\d)", name)
             parameter.requires_grad_((int(stage[1]) + 2 if stage else 1) > freeze_at)
+    for name, body in _timm_networks(model):
+        body.requires_grad_(True)
+        for parameter in frozen_weights(body, name, freeze_at):
+            parameter.requires_grad_(False)
 
 
 def _resnets(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if type(module).__name__ == "ResNetBackbone"]
+
+
+def _timm_networks(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Timm's name of each network of timm, and the network."""
+    named = getattr(model.config, "backbone_config", None) or model.config
+    bodies = [m for m in model.modules() if hasattr(getattr(m, "feature_info", None), "reduction")]
+    return [(str(named.backbone), body) for body in bodies]
 
 
 def read_config(source: str) -> Any:
@@ -138,8 +158,9 @@ def load_detr_weights(detector: QueryDetector, weights: str, source: str) -> Non
 
     Args:
         detector: built by `build_detr` from `source`.
-        weights: "" (none), "imagenet" (torchvision's file into a ResNet backbone), "coco" (the weights that `source`
-            itself holds), a folder of transformers, or a file as `Detector.plain_state_dict` names it.
+        weights: "" (none), "imagenet" (torchvision's file into a ResNet backbone, timm's into one of timm), "coco" (the
+            weights that `source` itself holds), a folder of transformers, or a file as `Detector.plain_state_dict` names
+            it.
         source: MODEL.DETR.CONFIG.
 
     Raises:
@@ -164,9 +185,13 @@ def _load_imagenet(detector: QueryDetector) -> None:
             module.load_state_dict(state, strict=False)
             log.info("backbone: %d tensors from torchvision's ResNet-%d", len(module.state_dict()), depth)
             return
+    for name, body in _timm_networks(detector.model):
+        load_body(body, *imagenet_timm(name, detector.pixel_mean, detector.pixel_std))
+        return
     raise WeightsError(
-        f"MODEL.WEIGHTS imagenet: {type(detector.model).__name__} has no ResNet-18 or -50 (model_type resnet) as its "
-        "backbone; set MODEL.WEIGHTS to coco (the weights of MODEL.DETR.CONFIG), a folder, a file or '' (from scratch)"
+        f"MODEL.WEIGHTS imagenet: {type(detector.model).__name__} has no ResNet-18 or -50 (model_type resnet) and no "
+        "network of timm (timm_backbone) as its backbone; set MODEL.WEIGHTS to coco (the weights of MODEL.DETR.CONFIG), a "
+        "folder, a file or '' (from scratch)"
     )
 
 

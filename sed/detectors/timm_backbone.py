@@ -44,9 +44,6 @@ class TimmFPN(nn.Module):
     Raises:
         ValueError: without timm, for a name that it does not have, a network without those strides or whose stages
             cannot be told apart where `freeze_at` needs it, or another norm.
-
-    Attributes:
-        pixels: "mean" and "std" of the RGB pixels, 0..255, that timm's weights of this network expect.
     """
 
     def __init__(self, name: str, norm: str, freeze_at: int, out_channels: int, top: str, fpn_norm: str) -> None:
@@ -60,10 +57,8 @@ class TimmFPN(nn.Module):
                 f"MODEL.RESNETS.NORM is {norm}: {PREFIX}{name} has the normalisation that it was made with; FrozenBN "
                 "keeps its batch norm as it is, BN trains it"
             )
-        for weight in _frozen(body, name, freeze_at):
+        for weight in frozen_weights(body, name, freeze_at):
             weight.requires_grad_(False)
-        own = _timm().get_pretrained_cfg(name)
-        self.pixels = {key: tuple(255 * v for v in getattr(own, key)) for key in ("mean", "std")}
         self.body = body
         blocks = top_levels(top, out_channels)
         self.fpn = FeaturePyramidNetwork(body.feature_info.channels(), out_channels, blocks, pyramid_norm(fpn_norm))
@@ -117,10 +112,13 @@ def _features(name: str, strides: Sequence[int]) -> nn.Module:
     return body.train()
 
 
-def _frozen(body: nn.Module, name: str, freeze_at: int) -> Sequence[nn.Parameter]:
+def frozen_weights(body: nn.Module, name: str, freeze_at: int) -> Sequence[nn.Parameter]:
     """The weights that FREEZE_AT keeps: in the network's order, those up to its map of stride 2^freeze_at.
 
     A network without a map of stride 2 has its stem end where the module of stride 4 begins.
+
+    Raises:
+        ValueError: for a network that names its stages otherwise than its modules.
     """
     if freeze_at in (0, LAST):
         return list(body.parameters()) if freeze_at else []
@@ -142,6 +140,12 @@ def _frozen(body: nn.Module, name: str, freeze_at: int) -> Sequence[nn.Parameter
         f"MODEL.BACKBONE.FREEZE_AT {freeze_at}: {PREFIX}{name} does not say where its map of stride {stride} ends (its "
         f"{last or after[0]} is no module of it); use 0 to train all of it or {LAST} to freeze all of it"
     )
+
+
+def expected_pixels(name: str) -> dict[str, tuple[float, ...]]:
+    """The "mean" and "std" of the RGB pixels, 0..255, that timm's weights of a network expect."""
+    own = _timm().get_pretrained_cfg(name)
+    return {key: tuple(255 * v for v in getattr(own, key)) for key in ("mean", "std")}
 
 
 def imagenet_state(name: str) -> tuple[dict[str, Tensor], str]:

