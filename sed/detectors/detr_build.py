@@ -158,9 +158,8 @@ def load_detr_weights(detector: QueryDetector, weights: str, source: str) -> Non
 
     Args:
         detector: built by `build_detr` from `source`.
-        weights: "" (none), "imagenet" (torchvision's file into a ResNet backbone, timm's into one of timm), "coco" (the
-            weights that `source` itself holds), a folder of transformers, or a file as `Detector.plain_state_dict` names
-            it.
+        weights: "" (none), "imagenet" (into a ResNet torchvision's, into a network of timm its own), "coco" (the
+            weights that `source` itself holds), a folder of transformers, or a file as `plain_state_dict` names it.
         source: MODEL.DETR.CONFIG.
 
     Raises:
@@ -190,7 +189,7 @@ def _load_imagenet(detector: QueryDetector) -> None:
         return
     raise WeightsError(
         f"MODEL.WEIGHTS imagenet: {type(detector.model).__name__} has no ResNet-18 or -50 (model_type resnet) and no "
-        "network of timm (timm_backbone) as its backbone; set MODEL.WEIGHTS to coco (the weights of MODEL.DETR.CONFIG), a "
+        "network of timm (timm_backbone) as its backbone; set MODEL.WEIGHTS to coco (those of MODEL.DETR.CONFIG), a "
         "folder, a file or '' (from scratch)"
     )
 
