@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from math import inf
 from pathlib import Path
 
 import yaml
 from fvcore.common.config import CfgNode
 
-from sed.defaults import CHOICES, LIMITS, OLD_KEYS, OLD_VALUES, get_cfg
+from sed.defaults import OLD_KEYS, OLD_VALUES, ROWS, get_cfg
+from sed.options.option import LARGEST, Row, unlikely
 
 BASE_KEY = "_BASE_"
 ZOO = "model_zoo://"  # begins a `_BASE_` that is a config of Detectron2's own model zoo
@@ -30,8 +30,7 @@ def load_config(
     overrides: Sequence[str] = (),
     *,
     defaults: CfgNode | None = None,
-    choices: Mapping[str, Sequence] | None = None,
-    limits: Mapping[str, tuple[float, float]] | None = None,
+    options: Mapping[str, Row] = ROWS,
 ) -> CfgNode:
     """The config of a file: the defaults, its `_BASE_`, the file itself and the overrides, in this order.
 
@@ -39,8 +38,7 @@ def load_config(
         path: YAML; None: the defaults.
         overrides: KEY, VALUE, KEY, VALUE, ...
         defaults: the config to start from; None: `get_cfg()`. The Detectron2 engine has more keys.
-        choices: key -> allowed values; None: those of the native engine.
-        limits: key -> (least, largest) value; None: those of the native engine.
+        options: key -> what its value may be.
 
     Raises:
         ConfigError: for a missing file, an unknown key (naming the nearest known one), a value of another type,
@@ -53,7 +51,7 @@ def load_config(
     layers += [("command line", node) for node in _pairs(overrides)]
     for origin, values in layers:
         _merge(cfg, values, origin)
-    check(cfg, CHOICES if choices is None else choices, LIMITS if limits is None else limits)
+    check(cfg, options)
     return cfg
 
 
@@ -72,17 +70,25 @@ def read_layers(path: str | Path | None) -> tuple[str, list[tuple[str, dict]]]:
     """
     if path is None:
         return "", []
-    values = _read_yaml(Path(path))
+    values = read_yaml(Path(path))
     layers = [(str(path), values)]
-    base = values.pop(BASE_KEY, None)
-    if base is not None and not base.startswith(ZOO):
+    base = _base_of(values, path)
+    if base and not base.startswith(ZOO):
         base_path = Path(path).parent / base
-        base_values = _read_yaml(base_path)
+        base_values = read_yaml(base_path)
         layers.insert(0, (str(base_path), base_values))
-        base = base_values.pop(BASE_KEY, None)
-        if base is not None and not base.startswith(ZOO):
+        base = _base_of(base_values, base_path)
+        if base and not base.startswith(ZOO):
             raise ConfigError(f"{base_path}: a {BASE_KEY} file may not name a {BASE_KEY} itself; copy its keys")
-    return base or "", layers
+    return base, layers
+
+
+def _base_of(values: dict, path: str | Path) -> str:
+    """Takes `_BASE_` out of a file's values; "": it has none."""
+    base = values.pop(BASE_KEY, None)
+    if base is not None and not (isinstance(base, str) and base):
+        raise ConfigError(f"{path}: {BASE_KEY} is {base!r}; expected the path of a config file")
+    return base or ""
 
 
 def read_value(key: str, path: str | Path | None, overrides: Sequence[str] = ()) -> object:
@@ -99,20 +105,45 @@ def _pairs(overrides: Sequence[str]) -> list[dict]:
     nodes = []
     for key, value in zip(overrides[::2], overrides[1::2], strict=True):
         *parents, leaf = key.split(".")
-        node: dict = {leaf: CfgNode._decode_cfg_value(value)}
+        try:
+            node: dict = {leaf: CfgNode._decode_cfg_value(value)}
+        except (RecursionError, MemoryError, TypeError):  # of Python's parser: nested too deep
+            raise ConfigError(f"command line: {key} has a value that cannot be read: {value[:40]}...") from None
         for parent in reversed(parents):
             node = {parent: node}
         nodes.append(node)
     return nodes
 
 
-def _read_yaml(path: Path) -> dict:
+def read_yaml(path: Path, what: str = "config file") -> dict:
+    """The mapping of a YAML file; an empty file is an empty one.
+
+    Args:
+        path: of the file.
+        what: it is, for the message.
+
+    Raises:
+        ConfigError: for a file that is missing, no regular file, no text or no mapping.
+    """
     try:
-        values = yaml.safe_load(path.read_text())
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise ConfigError(
+                f"{path}: expected a {what}, this is {'a folder' if path.is_dir() else 'no regular file'}"
+            )
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if isinstance(values, dict):
+            leaves(values)  # ends where an anchor holds itself
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such config file") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from None
+        raise ConfigError(f"{path}: no such {what}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not a text in UTF-8 ({error.reason} at byte {error.start})") from None
+    except (OSError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        told = "nested too deep" if isinstance(error, RecursionError) else error
+        raise ConfigError(f"{path}: not YAML: {told}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -176,12 +207,10 @@ def _coerce(value: object, default: object) -> object:
     raise TypeError
 
 
-def check(cfg: CfgNode, choices: Mapping[str, Sequence], limits: Mapping[str, tuple[float, float]]) -> None:
+def check(cfg: CfgNode, options: Mapping[str, Row]) -> None:
     """Raise ConfigError for a value that its key does not allow."""
-    values = dict(leaves(cfg))
-    for key, allowed in choices.items():
-        if values[key] not in allowed:
-            raise ConfigError(f"{key} is {values[key]!r}; it must be one of {', '.join(map(str, allowed))}")
-    for key, (low, high) in limits.items():
-        if not low <= values[key] <= high:
-            raise ConfigError(f"{key} must be {f'at least {low}' if high == inf else f'from {low} to {high}'}")
+    for key, value in leaves(cfg):
+        if unlikely(value):
+            raise ConfigError(f"{key} is {value}; expected finite numbers up to {LARGEST}")
+        if key in options and (wrong := options[key].wrong(value)):
+            raise ConfigError(f"{key} {wrong}")

@@ -16,6 +16,7 @@ from sed.options import Options, rows
 ROWS = {row.key: row for row in rows(Options)}
 CHOICES = {key: row.choices for key, row in ROWS.items() if row.choices}
 LIMITS = {key: (row.low, row.high) for key, row in ROWS.items() if (row.low, row.high) != (-inf, inf)}
+LISTS = {key: row for key, row in ROWS.items() if isinstance(row.default, (list, tuple))}
 CLASSES_KEYS = {  # meta-architecture -> the key of K
     "ScaleConsistentRCNN": "MODEL.ROI_HEADS.NUM_CLASSES",
     "ScaleConsistentRetinaNet": "MODEL.RETINANET.NUM_CLASSES",

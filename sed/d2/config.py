@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import detectron2
-import torch
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as detectron2_cfg
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
@@ -27,6 +26,7 @@ from sed.config import ZOO, ConfigError, leaves
 from sed.d2.backbone import register_timm
 from sed.detectors.timm_backbone import PREFIX
 from sed.runtime.checkpoint_files import read
+from sed.runtime.devices import find_device
 from sed.runtime.scaling import describe, scaling
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,25 @@ META_ARCHITECTURES = {"GeneralizedRCNN": "ScaleConsistentRCNN", "RetinaNet": "Sc
 DETR = "ScaleConsistentDETR"  # the family of transformers; Detectron2 itself has none
 # MODEL.WEIGHTS by name, as on the native engine (there torchvision's files)
 IMAGENET = {18: "imagenet", 50: "detectron2://ImageNetPretrained/torchvision/R-50.pkl"}  # 18: torchvision's own file
+# Keys of Detectron2's own that it does not check, and whose nonsense would only be seen in the results
+CHECKED = {
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE",
+    "SOLVER.CLIP_GRADIENTS.CLIP_VALUE",
+    "SOLVER.BASE_LR",
+    "SOLVER.GAMMA",
+    "SOLVER.MOMENTUM",
+    "SOLVER.MAX_ITER",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "SOLVER.STEPS",
+    "MODEL.PIXEL_MEAN",
+    "MODEL.PIXEL_STD",
+    "MODEL.ROI_HEADS.NUM_CLASSES",
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
+    "MODEL.ROI_HEADS.NMS_THRESH_TEST",
+    "MODEL.RETINANET.NUM_CLASSES",
+    "MODEL.RETINANET.SCORE_THRESH_TEST",
+    "MODEL.RETINANET.NMS_THRESH_TEST",
+}
 COCO = {
     "ScaleConsistentRCNN": (
         "COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml",
@@ -86,10 +105,8 @@ def load_config(path: str | Path | None = None, overrides: list[str] | tuple[str
     base, layers = config.read_layers(path)
     cfg = _zoo_defaults(base) if base else _own_defaults()
     stock = dict(leaves(detectron2_cfg()))
-    choices = {key: values for key, values in ours.CHOICES.items() if key not in stock}
-    choices["SOLVER.CLIP_GRADIENTS.CLIP_TYPE"] = ours.CHOICES["SOLVER.CLIP_GRADIENTS.CLIP_TYPE"]
-    limits = {key: values for key, values in ours.LIMITS.items() if key not in stock}
-    config.load_config(path, overrides, defaults=cfg, choices=choices, limits=limits)
+    options = {key: row for key, row in ours.ROWS.items() if key not in stock or key in CHECKED}
+    config.load_config(path, overrides, defaults=cfg, options=options)
     _resolve(cfg, from_zoo=bool(base))
     _adopt(cfg, {key for _, values in layers for key, _ in leaves(values)} | set(overrides[::2]))
     return cfg
@@ -225,10 +242,10 @@ def _resolve(cfg: CfgNode, from_zoo: bool) -> None:
         raise ConfigError(
             "SOLVER.ACCUMULATE: Detectron2's trainers take one batch a step; leave it 1, or set ENGINE torchvision"
         )
-    if m.DEVICE == "auto":
-        m.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-    elif m.DEVICE == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("MODEL.DEVICE is cuda, but torch finds no GPU; set it to auto or cpu")
+    try:
+        m.DEVICE = find_device(m.DEVICE).type if m.DEVICE in ("auto", "cuda") else str(find_device(m.DEVICE))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     sizes = cfg.INPUT.MIN_SIZE_TRAIN
     if not sizes or min(sizes) < 0:
         raise ConfigError(f"INPUT.MIN_SIZE_TRAIN is {tuple(sizes)}; expected one length in pixels or a range of two")

@@ -30,6 +30,7 @@ from sed.engine.trainer import LoopOptions, Trainer
 from sed.evaluation.coco import Results, evaluate
 from sed.methods.base import Method
 from sed.runtime.data import Streams, build_data, build_streams
+from sed.runtime.devices import find_device
 from sed.runtime.launch import rank, world_size
 
 log = logging.getLogger(__name__)
@@ -40,15 +41,12 @@ def resolve_device(name: str) -> torch.device:
     """MODEL.DEVICE as this process's device.
 
     Raises:
-        ConfigError: for cuda where there is none.
+        ConfigError: for a device that there is not.
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda":
-        if not torch.cuda.is_available():
-            raise ConfigError("MODEL.DEVICE is cuda, but torch finds no GPU; set it to auto or cpu")
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device(name)
+    try:
+        return find_device(name)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 # ---------------------------------------------------------------------------------------------- data

@@ -32,7 +32,9 @@ class DataLoader:
 class Input:
     """INPUT."""
 
-    min_size_train: tuple[int, ...] = option((640, 800), "short side in training, pixels, drawn from this range")
+    min_size_train: tuple[int, ...] = option(
+        (640, 800), "short side in training, pixels, drawn from this range", low=1, count=(1, 2)
+    )
     max_size_train: int = option(1333, "limit of the long side in training", low=1)
     min_size_test: int = option(800, "short side of test images", low=1)
     max_size_test: int = option(1333, "limit of the long side of test images", low=1)

@@ -35,7 +35,7 @@ class SemiOptions:
         0.0, "labelled share of DATASETS.TRAIN where DATASETS.UNLABELED is empty; 0: see LABELED_COUNT", low=0, high=100
     )
     labeled_count: int = option(0, "the same as a number of images", low=0)
-    fold: int = option(0, "which split; a fold seeds the split and nothing else")
+    fold: int = option(0, "which split; a fold seeds the split and nothing else", low=0)
     ims_per_batch_labeled: int = option(8, "n_s, labelled images per step, over all processes", low=1)
     ims_per_batch_unlabeled: int = option(8, "n_u, unlabelled images per step, over all processes", low=1)
     burn_in: int = option(10000, "supervised steps first; at their end the teacher is a copy of the student", low=0)

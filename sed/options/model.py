@@ -24,7 +24,7 @@ class Backbone:
 class ResNets:
     """MODEL.RESNETS."""
 
-    depth: int = option(50, "depth of the ResNet: 18 | 34 | 50 | 101")
+    depth: int = option(50, "depth of the ResNet", choices=(18, 34, 50, 101, 152))
     norm: str = option(
         "FrozenBN", "GN when training from scratch; of timm's networks FrozenBN or BN", choices=("FrozenBN", "BN", "GN")
     )
@@ -43,10 +43,13 @@ class AnchorGenerator:
     """MODEL.ANCHOR_GENERATOR."""
 
     sizes: list[list[float]] = option(
-        [[32], [64], [128], [256], [512]], "square roots of the anchors' areas, pixels; one list a level"
+        [[32], [64], [128], [256], [512]],
+        "square roots of the anchors' areas, pixels; one list a level",
+        low=1,
+        count=(1, 10),
     )
     aspect_ratios: list[list[float]] = option(
-        [[0.5, 1.0, 2.0]], "height / width; one list for all levels, or one a level"
+        [[0.5, 1.0, 2.0]], "height / width; one list for all levels, or one a level", low=0.01, high=100, count=(1, 10)
     )
 
 
@@ -68,7 +71,7 @@ class ROIHeads:
 
     num_classes: int = option(80, "K, classes without background", low=1)
     batch_size_per_image: int = option(512, "proposals sampled for the region head's supervised loss", low=1)
-    score_thresh_test: float = option(0.05, "detections with a lower score are dropped")
+    score_thresh_test: float = option(0.05, "detections with a lower score are dropped", low=0, high=1)
     nms_thresh_test: float = option(0.5, "IoU above which the weaker detection of a class is dropped", low=0, high=1)
 
 
@@ -86,7 +89,7 @@ class RetinaNet:
     """MODEL.RETINANET."""
 
     num_classes: int = option(80, "K", low=1)
-    score_thresh_test: float = option(0.05, "detections with a lower score are dropped")
+    score_thresh_test: float = option(0.05, "detections with a lower score are dropped", low=0, high=1)
     nms_thresh_test: float = option(0.5, "IoU above which the weaker detection of a class is dropped", low=0, high=1)
     topk_candidates_test: int = option(1000, "candidates of a level before NMS", low=1)
 
@@ -108,8 +111,10 @@ class ModelOptions:
     )
     device: str = option("auto", "auto: cuda where there is one | cuda | cpu")
     weights: str = option("", "'' (from scratch) | imagenet (backbone) | coco (detector) | a local file")
-    pixel_mean: list[float] = option([123.675, 116.28, 103.53], "mean of the input, 0..255; RGB")
-    pixel_std: list[float] = option([58.395, 57.12, 57.375], "standard deviation, likewise")
+    pixel_mean: list[float] = option([123.675, 116.28, 103.53], "mean of the input; RGB", low=0, high=255, count=(3, 3))
+    pixel_std: list[float] = option(
+        [58.395, 57.12, 57.375], "standard deviation, likewise", low=0.001, high=255, count=(3, 3)
+    )
     backbone: Backbone = section(Backbone)
     resnets: ResNets = section(ResNets)
     fpn: FPN = section(FPN)

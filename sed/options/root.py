@@ -15,12 +15,12 @@ from sed.options.solver import Solver, Test
 class Options:
     """Every key of a config."""
 
-    version: int = option(2, "format version, as in Detectron2")
+    version: int = option(2, "format version, as in Detectron2", choices=(2,))
     engine: str = option(
         "auto", "auto: Detectron2 where it is installed", choices=("auto", "detectron2", "torchvision")
     )
     output_dir: str = option("./output", "folder of what a run writes")
-    seed: int = option(0, "seed of weights, data order, augmentation and drawn scales")
+    seed: int = option(0, "seed of weights, data order, augmentation and drawn scales", low=0)
     model: ModelOptions = section(ModelOptions)
     datasets: Datasets = section(Datasets)
     dataloader: DataLoader = section(DataLoader)

@@ -25,7 +25,7 @@ class ClipGradients:
         "value: elementwise | norm: of each parameter | full_model: norm of all together",
         choices=("value", "norm", "full_model"),
     )
-    clip_value: float = option(1.0, "the limit")
+    clip_value: float = option(1.0, "the limit", low=1e-9)
 
 
 @dataclass(frozen=True)
@@ -33,27 +33,27 @@ class Solver:
     """SOLVER."""
 
     optimizer: str = option("SGD", "kind of optimizer", choices=("SGD", "AdamW"))
-    base_lr: float = option(0.01, "learning rate")
-    backbone_multiplier: float = option(1.0, "factor on it for the backbone but its pyramid")
-    momentum: float = option(0.9, "momentum of SGD")
-    weight_decay: float = option(0.0001, "weight decay of everything but normalisation layers")
-    weight_decay_norm: float = option(0.0, "weight decay of normalisation layers")
+    base_lr: float = option(0.01, "learning rate", low=0)
+    backbone_multiplier: float = option(1.0, "factor on it for the backbone but its pyramid", low=0)
+    momentum: float = option(0.9, "momentum of SGD", low=0, high=1)
+    weight_decay: float = option(0.0001, "weight decay of everything but normalisation layers", low=0)
+    weight_decay_norm: float = option(0.0, "weight decay of normalisation layers", low=0)
     max_iter: int = option(180000, "steps", low=1)
     lr_scheduler_name: str = option(
         "WarmupMultiStepLR",
         "drops at STEPS, or half a cosine over the whole run",
         choices=("WarmupMultiStepLR", "WarmupCosineLR"),
     )
-    steps: tuple[int, ...] = option((120000, 160000), "where the learning rate drops by GAMMA")
-    gamma: float = option(0.1, "factor of a drop")
+    steps: tuple[int, ...] = option((120000, 160000), "where the learning rate drops by GAMMA", low=0)
+    gamma: float = option(0.1, "factor of a drop", low=0, high=1)
     warmup_iters: int = option(1000, "steps until the full learning rate", low=0)
-    warmup_factor: float = option(0.001, "where the warm-up starts")
+    warmup_factor: float = option(0.001, "where the warm-up starts", low=0, high=1)
     accumulate: int = option(1, "batches a step (torchvision engine)", low=1)
     reference_world_size: int = option(
-        0, "processes that this config is meant for; with another number it is scaled; 0: never"
+        0, "processes that this config is meant for; with another number it is scaled; 0: never", low=0
     )
     checkpoint_period: int = option(5000, "steps between checkpoints", low=1)
-    checkpoints_kept: int = option(2, "how many of them are kept")
+    checkpoints_kept: int = option(2, "how many of them are kept", low=1)
     amp: AMP = section(AMP)
     clip_gradients: ClipGradients = section(ClipGradients)
 

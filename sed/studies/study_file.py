@@ -9,9 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from sed.config import ConfigError
+from sed.config import ConfigError, read_yaml
 from sed.studies.wording import slug
 
 Words = tuple[str, ...]  # KEY, VALUE, KEY, VALUE, ...
@@ -145,14 +143,7 @@ def read_study(path: str | Path) -> Study:
             names file, key and remedy.
     """
     path = Path(path)
-    try:
-        values = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such study") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a mapping with the keys {', '.join(_EXPECTED)}")
+    values = read_yaml(path, "study")
     _check_keys(str(path), values, _EXPECTED)
     if missing := [key for key in _NEEDED if not values.get(key)]:
         raise ConfigError(f"{path}: {', '.join(missing)} missing or empty; a study needs {', '.join(_NEEDED)}")

@@ -130,7 +130,7 @@ def test_what_makes_no_sense_is_told_with_file_and_key(tmp_path, changes, messag
 def test_files_that_are_no_studies_are_named(tmp_path) -> None:
     with pytest.raises(ConfigError, match=r"no\.yaml: no such study"):
         read_study(tmp_path / "no.yaml")
-    for text, message in (("- 1", "expected a mapping with the keys config"), ("a: [", "not YAML")):
+    for text, message in (("- 1", "expected a mapping of keys, got list"), ("a: [", "not YAML")):
         (tmp_path / "a.yaml").write_text(text)
         with pytest.raises(ConfigError, match=rf"a\.yaml: {message}"):
             read_study(tmp_path / "a.yaml")

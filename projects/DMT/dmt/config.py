@@ -19,6 +19,7 @@ from dmt.curriculum import RULES
 from dmt.loss import KINDS
 from dmt.normalization import NORMALIZATIONS
 from sed.config import ConfigError, leaves, load_config
+from sed.options.option import Row
 
 
 def get_cfg() -> CfgNode:
@@ -178,7 +179,9 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> CfgNode:
     Raises:
         ConfigError: for an unknown key, a value that its key does not allow, or values that exclude each other.
     """
-    cfg = load_config(path, overrides, defaults=get_cfg(), choices=CHOICES, limits=LIMITS)
+    options = {key: Row(key, "", "", choices=tuple(allowed)) for key, allowed in CHOICES.items()}
+    options |= {key: Row(key, 0.0, "", low=low, high=high, kind=float) for key, (low, high) in LIMITS.items()}
+    cfg = load_config(path, overrides, defaults=get_cfg(), options=options)
     m = cfg.METHOD
     _check_numbers("METHOD.SHARES", m.SHARES, range(100), 0, 1)
     if 0 in m.SHARES:
