@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
@@ -158,6 +159,10 @@ class _DetectorCheckpointer(SafeCheckpointer):
             model = {n.removeprefix(prefix): v for n, v in model.items() if n.startswith(prefix)}
         if isinstance(self.model, ScaleConsistentDETR):
             model = self.model.own_names(model)
+        for name, value in model.items():
+            value = torch.as_tensor(value)
+            if value.is_floating_point() and not value.isfinite().all():
+                raise WeightsError(f"{self.path}: {name} holds NaN or infinite values; such a model finds nothing")
         checkpoint["model"] = model
         result = super()._load_model(checkpoint)
         own = self.model.state_dict()

@@ -147,7 +147,7 @@ def read_config(source: str) -> Any:
         except (ValueError, TypeError) as error:
             raise ValueError(f"{CONFIG_KEY} {source}: not a config of transformers: {error}") from None
     try:
-        return AutoConfig.from_pretrained(source)
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{CONFIG_KEY} {source}: cannot be read ({error}); expected {expected}") from None
 
@@ -205,7 +205,11 @@ def _load_folder(detector: QueryDetector, source: str) -> None:
     try:
         with no_progress_bars():
             model, found = AutoModelForObjectDetection.from_pretrained(
-                source, config=detector.model.config, ignore_mismatched_sizes=True, output_loading_info=True
+                source,
+                config=detector.model.config,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                trust_remote_code=False,
             )
     except (OSError, ValueError, RuntimeError) as error:
         raise WeightsError(f"MODEL.WEIGHTS: the weights of {source} cannot be loaded: {error}") from None
@@ -225,7 +229,7 @@ def _compare_pixels(detector: QueryDetector, source: str) -> None:
     from transformers import AutoImageProcessor
 
     try:
-        own = AutoImageProcessor.from_pretrained(source)
+        own = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError):  # it has no processor
         return
     scale = 255.0 if own.do_rescale else 1.0

@@ -21,6 +21,8 @@ from torchvision.models import ResNet18_Weights, ResNet50_Weights, ResNet101_Wei
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, RetinaNet_ResNet50_FPN_Weights
 from torchvision.ops.misc import FrozenBatchNorm2d
 
+from sed.data.splits import file_hash
+from sed.data.torch_files import TorchFileError, read_torch, tensors_by_name
 from sed.detectors.timm_backbone import LITE0, PREFIX, TimmFPN, expected_pixels, imagenet_state
 from sed.detectors.torchvision_models import TorchvisionDetector, TorchvisionRCNN
 
@@ -109,20 +111,14 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: for a missing file, one that torch cannot read safely, or one without tensors by name.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
+    if not Path(path).exists():
         raise WeightsError(
             f"{path}: no such weights file; MODEL.WEIGHTS takes a local file, imagenet, coco or '' (from scratch)"
-        ) from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        raise WeightsError(f"{path}: not a weights file that torch can read safely: {error}") from None
-    for key in ("model", "state_dict", "teacher", "student"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not any(isinstance(v, Tensor) for v in content.values()):
-        raise WeightsError(f"{path}: holds no tensors by name; expected a state_dict")
-    return {name.removeprefix("module."): value for name, value in content.items() if isinstance(value, Tensor)}
+        )
+    try:
+        return tensors_by_name(read_torch(path), path)
+    except TorchFileError as error:
+        raise WeightsError(str(error)) from None
 
 
 def imagenet_resnet(depth: int, names: Sequence[tuple[str, Any]] = (), key: str = "MODEL.WEIGHTS") -> dict[str, Tensor]:
@@ -148,14 +144,23 @@ def imagenet_resnet(depth: int, names: Sequence[tuple[str, Any]] = (), key: str 
 
 
 def _download(enum: WeightsEnum, name: str, key: str = "MODEL.WEIGHTS") -> dict[str, Tensor]:
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    file = folder / Path(enum.url).name
+    expected = file.stem.rpartition("-")[2]  # torchvision's files end in the beginning of their SHA-256
+    if file.is_file() and not file_hash(file).startswith(expected):
+        raise WeightsError(
+            f"{key} {name}: {file} is not the file that torchvision published (its SHA-256 does not begin with "
+            f"{expected}); move it away, so that it is downloaded again"
+        )
     try:
-        return dict(enum.get_state_dict(progress=True, check_hash=True))
+        return dict(enum.get_state_dict(progress=True, check_hash=True, weights_only=True))
     except (URLError, OSError) as error:
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise WeightsError(
             f"{key} {name}: cannot download {enum.url} ({error}). Without a network, put that file into "
             f"{folder}/ , set {key} to a local file, or to '' to train from scratch"
         ) from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise WeightsError(f"{key} {name}: {file} cannot be read: {str(error).splitlines()[0]}") from None
 
 
 def _load_backbone(detector: TorchvisionDetector, state: dict[str, Tensor], origin: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sed.data.torch_files import TorchFileError, tensors_by_name
 from sed.detectors.base import Detector
 from sed.methods.base import Method
 from sed.runtime.checkpoint_files import CheckpointError, checkpoint_path, prune, read, save_atomic
@@ -131,11 +132,10 @@ def load_weights(detector: Detector, path: str | Path, which: str = "teacher") -
     if is_full(content):
         prefix = _PREFIXES[which]
         content = {n.removeprefix(prefix): v for n, v in content["method"].items() if n.startswith(prefix)}
-    elif isinstance(content.get("model"), dict):
-        content = content["model"]
-    state = {name: value for name, value in content.items() if isinstance(value, Tensor)}
-    if not state:
-        raise CheckpointError(f"{path}: holds no tensors by name; expected a state_dict or {{'model': state_dict}}")
+    try:
+        state = tensors_by_name(content, path)
+    except TorchFileError as error:
+        raise CheckpointError(str(error)) from None
     own, plain = detector.state_dict(), detector.plain_state_dict()
     target = own if sum(n in own for n in state) > sum(n in plain for n in state) else plain
     check_same_tensors(target, state, path)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from sed.data.torch_files import TorchFileError, read_torch
 
 
 class CheckpointError(RuntimeError):
@@ -33,24 +33,12 @@ def read(path: str | Path) -> dict[str, Any]:
     """What a file holds, on the CPU. A file from someone else runs no code (`weights_only=True`).
 
     Raises:
-        CheckpointError: no such file, or not a whole torch file.
+        CheckpointError: no such file, or not a whole file of torch; the message says what it seems to be.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
-    except (
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-        RuntimeError,
-        EOFError,
-        KeyError,
-        ValueError,
-    ) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{path}: cannot be read ({reason}); delete it to go on from the one before, or from the start"
-        ) from None
+        content = read_torch(path)
+    except TorchFileError as error:
+        raise CheckpointError(str(error)) from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected a dictionary, found {type(content).__name__}")
     return content

@@ -5,13 +5,13 @@ A study says "val.json, first half" and "val.json, second half".
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
 from sed.config import ConfigError
 from sed.data.coco import load_coco, read_json
 from sed.data.files import save_text
+from sed.data.splits import file_hash
 
 HALVES = ("first half", "second half")
 
@@ -35,7 +35,7 @@ def half_of(dataset: str, image_root: str, folder: Path) -> str:
     if which not in HALVES:
         return dataset
     records = load_coco(path, image_root).records
-    hashed = sorted((_hash(record["file_name"]), str(record["image_id"]), record) for record in records)
+    hashed = sorted((file_hash(record["file_name"]), str(record["image_id"]), record) for record in records)
     borders = [i for i in range(1, len(hashed)) if hashed[i][0] != hashed[i - 1][0]]
     if not borders:
         raise ConfigError(f"{dataset}: there are no two different images in it")
@@ -48,7 +48,3 @@ def half_of(dataset: str, image_root: str, folder: Path) -> str:
     to = folder / f"{which.replace(' ', '_')}.json"
     save_text(json.dumps({**content, "images": images, "annotations": annotations}), to)
     return str(to)
-
-
-def _hash(path: str) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from urllib.error import URLError
 
 import pytest
@@ -71,11 +73,31 @@ def test_offline_is_one_clear_error(monkeypatch):
     assert ResNet18_Weights.IMAGENET1K_V1.url in str(error.value)
 
 
+def test_a_planted_file_in_torchvision_s_cache_is_refused_unread(tmp_path, monkeypatch):
+    """The hash in its name is that of the published file; with the right hash it still runs no code."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    enum = ResNet18_Weights.IMAGENET1K_V1
+    file = tmp_path / "checkpoints" / Path(enum.url).name
+
+    class Evil:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "broken_in"),))
+
+    torch.save({"conv1.weight": Evil()}, file)
+    with pytest.raises(WeightsError, match=r"is not the file that torchvision published .*move it away"):
+        load_pretrained(make_detector("resnet_rcnn"), "imagenet", depth=18)
+    monkeypatch.setattr("sed.detectors.weights.file_hash", lambda path: file.stem.rpartition("-")[2])
+    with pytest.raises(WeightsError, match=r"MODEL.WEIGHTS imagenet: .* cannot be read"):
+        load_pretrained(make_detector("resnet_rcnn"), "imagenet", depth=18)
+    assert not (tmp_path / "broken_in").exists()
+
+
 def test_file_errors_name_the_file_and_the_reason(tmp_path):
     with pytest.raises(WeightsError, match=r"absent.pth: no such weights file"):
         load_pretrained(make_detector(), str(tmp_path / "absent.pth"))
     (tmp_path / "text.pth").write_text("hello")
-    with pytest.raises(WeightsError, match=r"text.pth: not a weights file"):
+    with pytest.raises(WeightsError, match=r"text.pth: cannot be read; it seems to be no file of torch"):
         read_state_dict(tmp_path / "text.pth")
     torch.save({"epoch": 3}, tmp_path / "none.pth")
     with pytest.raises(WeightsError, match="holds no tensors"):
@@ -87,5 +109,5 @@ def test_file_errors_name_the_file_and_the_reason(tmp_path):
 
 def test_a_file_that_would_run_code_is_refused(tmp_path):
     torch.save({"model": pytest.approx}, tmp_path / "evil.pth")
-    with pytest.raises(WeightsError, match="safely"):
+    with pytest.raises(WeightsError, match=r"refused, it would run .*approx"):
         read_state_dict(tmp_path / "evil.pth")
