@@ -158,7 +158,7 @@ class Trainer:
                 # --- evaluate
                 last = self.step == o.max_iter
                 if self.evaluate and (last or (o.eval_period and self.step % o.eval_period == 0)):
-                    reporter.write(self.step, self._evaluate(self.evaluate))
+                    reporter.write(self.step, self._evaluated(self.evaluate))
                     reporter.show(self.step, score=counters.last["teacher"]["AP"])
 
                 # --- save, but not in the midst of a row of bad steps: the last good checkpoint stays
@@ -219,6 +219,16 @@ class Trainer:
         return next(reversed(checkpoints(self.folder)), None)
 
     # ------------------------------------------------------------------------------------------ evaluation
+    def _evaluated(self, evaluate: Callable[[Detector], Results]) -> Results:
+        """`_evaluate`; where that fails, such as at a test image that cannot be read, the steps so far are not lost."""
+        try:
+            return self._evaluate(evaluate)
+        except Exception:
+            if world_size() == 1 and self.counters.skipped_in_row == 0:  # saving is a matter of all processes
+                self.save()
+                log.error("the evaluation at step %d failed; the steps so far are in %s", self.step, self.folder)
+            raise
+
     def _evaluate(self, evaluate: Callable[[Detector], Results]) -> Results:
         """Evaluate student and teacher, keep the best teacher; random numbers and train mode stay as they were."""
         state = rng_state()

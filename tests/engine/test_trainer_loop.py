@@ -219,6 +219,21 @@ def test_loss_scaling_leaves_the_true_gradient_norm(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------- evaluation
+def test_an_evaluation_that_fails_loses_no_step(tmp_path):
+    def broken(detector):
+        raise OSError("val/3.jpg: cannot be read")
+
+    with pytest.raises(OSError, match=r"val/3\.jpg"):
+        make_trainer(tmp_path, max_iter=6, burn_in=2, eval_period=3, evaluate=broken).train()
+    (left,) = checkpoints(tmp_path)
+    assert left.name == "checkpoint_0000003.pth"
+    again = make_trainer(tmp_path, max_iter=6, burn_in=2, eval_period=3, evaluate=lambda d: {"AP": 1.0})
+    again.resume(left)
+    assert again.step == 3
+    again.train()
+    assert again.counters.last["teacher"]["AP"] == 1.0
+
+
 def test_best_teacher_is_kept_and_both_are_evaluated(tmp_path):
     aps, seen = iter([5.0, 9.0, 10.0, 11.0, 7.0]), []
 
