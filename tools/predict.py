@@ -27,7 +27,8 @@ from tqdm import tqdm
 from sed.cli.arguments import config_parser
 from sed.cli.engines import USER_ERRORS, pick_trained
 from sed.data.errors import DataError
-from sed.data.records import Dataset, Record
+from sed.data.records import Dataset, Record, reorder
+from sed.detectors.base import Detector
 from sed.evaluation.coco import detect_all, to_coco_results
 from sed.evaluation.files import ImageFiles, find_images, number_images
 from sed.runtime.engine import Engine
@@ -57,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
         engine, cfg, weights = pick_trained(args.config_file, args.opts, args.weights)
         root, files = find_images(args.input)
         detector = engine.load_detector(cfg, weights)
-        classes = read_classes(engine, cfg, detector.num_classes)
+        classes = read_classes(engine, cfg, detector)
         images = ImageFiles(
             files, number_images(files), engine.test_mapper(cfg), cfg.TEST.IMS_PER_BATCH, args.skip_unreadable
         )
@@ -80,19 +81,26 @@ def main(arguments: list[str] | None = None) -> None:
     log.info("%s: %d detections in %d images", args.output, len(rows), len(images.records))
 
 
-def read_classes(engine: Engine, cfg: CfgNode, count: int) -> Dataset:
-    """Names and original ids of the categories: those of DATASETS.TEST, else numbers from 1 with a warning."""
-    reason = "DATASETS.TEST is empty"
+def read_classes(engine: Engine, cfg: CfgNode, detector: Detector) -> Dataset:
+    """Names and original ids of the categories: those of DATASETS.TEST, matched by name with the detector's.
+
+    Without them the detector's own names, numbered from 1; a file that does not say its names has numbers, with a
+    warning.
+    """
+    reason, count, names = "DATASETS.TEST is empty", detector.num_classes, detector.class_names
     if cfg.DATASETS.TEST:
         try:
             classes = engine.test_classes(cfg)
             if len(classes.classes) == count:
-                return classes
+                return reorder(classes, names, "the detector")
             reason = f"{classes.name} has {len(classes.classes)} categories, the detector {count}"
         except DataError as error:
             reason = str(error)
-    log.warning("category names are not known (%s); they are called 1 to %d", reason, count)
     ids = tuple(range(1, count + 1))
+    if names:
+        log.warning("category ids are not known (%s); %s are numbered from 1", reason, ", ".join(names[:5]))
+        return Dataset("", [], names, ids)
+    log.warning("category names are not known (%s); they are called 1 to %d", reason, count)
     return Dataset("", [], tuple(map(str, ids)), ids)
 
 

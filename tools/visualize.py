@@ -26,7 +26,7 @@ from sed.core.boxes import scale_boxes
 from sed.core.structures import Targets
 from sed.core.views import downscale, draw_scale
 from sed.data.loaders import test_loader
-from sed.data.records import Dataset
+from sed.data.records import Dataset, reorder
 from sed.evaluation.coco import detect_all
 from sed.evaluation.pictures import draw_found, draw_truth, draw_view
 from sed.evaluation.visualize import contact_sheet, write_png
@@ -87,7 +87,7 @@ def ground_truth(engine: Engine, cfg: CfgNode, count: int) -> Iterator[list[Cell
 def predictions(engine: Engine, cfg: CfgNode, count: int, weights: str, threshold: float) -> Iterator[list[Cell]]:
     """Test images, spread evenly over DATASETS.TEST: ground truth and detections side by side."""
     detector = engine.load_detector(cfg, weights)
-    test = spread(engine.test_set(cfg), count)
+    test = spread(reorder(engine.test_set(cfg), detector.class_names, "the detector"), count)
     mapper, paint = engine.test_mapper(cfg), engine.painter(test)
     workers = cfg.DATALOADER.NUM_WORKERS
     batches = test_loader(test.records, mapper, cfg.TEST.IMS_PER_BATCH, workers, multiple=detector.size_divisibility)

@@ -30,6 +30,7 @@ from sed.detectors.weights import WeightsError, load_body, read_state_dict
 from sed.runtime.checkpoint_files import CheckpointError, checkpoints, read, save_atomic
 
 PREFIXES = {"student": "method.student.", "teacher": "method.teacher.module."}
+CLASSES = "classes"  # the entry of the names of the classes
 DETR_NAMES = ("", "imagenet", "coco")  # MODEL.WEIGHTS of the DETR family that are no paths
 # All that a pickle of arrays by name is made of
 _HARMLESS = {
@@ -47,7 +48,8 @@ _HARMLESS = {
 def export(detector: Detector, path: Path, cfg: CfgNode, **more: Any) -> None:
     """Write one detector as a plain Detectron2 checkpoint, atomically; `more` lies beside the weights."""
     state = {name: tensor.detach().cpu().clone() for name, tensor in detector.plain_state_dict().items()}
-    save_atomic({"model": state, TRAINED_FOR: trained_for(cfg), **more}, path)
+    names = list(detector.class_names)
+    save_atomic({"model": state, TRAINED_FOR: trained_for(cfg), CLASSES: names, **more}, path)
 
 
 def load_weights(detector: Detector, path: str, cfg: CfgNode, which: str = "teacher", *, whole: bool = True) -> None:
@@ -111,7 +113,8 @@ class RunCheckpointer(SafeCheckpointer):
         parts = {key: part.state_dict() for key, part in self.checkpointables.items()}
         path = Path(self.save_dir) / f"{name}.pth"
         self.logger.info("Saving checkpoint to %s", path)
-        save_atomic({"model": self.model.state_dict(), **parts, **kwargs}, path)
+        names = list(self.model.method.student.class_names)
+        save_atomic({"model": self.model.state_dict(), CLASSES: names, **parts, **kwargs}, path)
         self.tag_last_checkpoint(path.name)
 
     def has_checkpoint(self) -> bool:
@@ -124,6 +127,10 @@ class RunCheckpointer(SafeCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         own, found = self.model.state_dict(), checkpoint["model"]
+        theirs, ours = checkpoint.pop(CLASSES, None), list(self.model.method.student.class_names)
+        if theirs and ours and theirs != ours:
+            file = self.get_checkpoint_file()
+            raise CheckpointError(f"{file}: trained for the classes {theirs}, in this order; the data here has {ours}")
         wrong = [name for name in own if name not in found or own[name].shape != found[name].shape]
         if wrong or len(found) != len(own):
             raise CheckpointError(
@@ -154,6 +161,8 @@ class _DetectorCheckpointer(SafeCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         self._compare_preprocessing(checkpoint.pop(TRAINED_FOR, None) or {})
+        names = tuple(checkpoint.pop(CLASSES, None) or ())
+        self.model.class_names = names if len(names) == self.model.num_classes else ()
         model, prefix = checkpoint["model"], PREFIXES[self.which]
         if any(name.startswith(prefix) for name in model):  # a full checkpoint of a run
             model = {n.removeprefix(prefix): v for n, v in model.items() if n.startswith(prefix)}

@@ -29,7 +29,7 @@ from sed.d2.mapper import CHANNELS, ViewMapper
 from sed.data.loaders import Order, Stream
 from sed.data.mapper import LABELED
 from sed.data.partition import Data, check_num_classes
-from sed.data.records import Dataset, Record
+from sed.data.records import Dataset, Record, check_same_classes
 from sed.runtime.data import Streams, build_data, build_streams
 
 __all__ = [
@@ -48,8 +48,14 @@ DatasetMapping = Callable[[dict[str, Any]], dict[str, Any]]  # a dataset mapper 
 
 # ---------------------------------------------------------------------------------------------- data sets
 def read_data(cfg: CfgNode) -> Data:
-    """All data sets of `cfg`, split and checked, see `sed.runtime.data.build_data`."""
-    return build_data(cfg, num_classes(cfg), load=datasets_of, load_tests=partial(build_test_sets, cfg))
+    """All data sets of `cfg`, split and checked, see `sed.runtime.data.build_data`.
+
+    Detectron2's evaluators read the test sets themselves, so that these must have the training set's order of classes.
+    """
+    data = build_data(cfg, num_classes(cfg), load=datasets_of, load_tests=partial(build_test_sets, cfg))
+    for test in build_test_sets(cfg):
+        check_same_classes(data.labeled, test)
+    return data
 
 
 def build_test_sets(cfg: CfgNode) -> list[Dataset]:

@@ -22,6 +22,7 @@ from sed.d2.data import build_test_sets
 from sed.d2.inference import painter, test_mapper
 from sed.d2.trainer import SemiSupervisedTrainer
 from sed.data.files import save_text
+from sed.data.records import Dataset, check_same_classes
 from sed.runtime.output import claim_folder, record_split, write_config, write_versions
 from sed.runtime.results import draw_predictions, evaluated_weights, leave_stock_folder, write_evaluation
 
@@ -59,10 +60,10 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
         log.warning("resumed with another config than before: %s", change)
 
     trainer = SemiSupervisedTrainer(cfg)
+    data = getattr(trainer.data_loader, "data", None)  # a loader of the user's own may not know
     trainer.resume_or_load(resume=resume)
     if resume and last is None:
         log.info("%s holds no checkpoint yet: starting", folder)
-    data = getattr(trainer.data_loader, "data", None)  # a loader of the user's own may not know
     if data is not None:
         record_split(folder, data, cfg, resumed=last is not None)
     if comm.is_main_process():
@@ -104,10 +105,14 @@ def evaluate_only(cfg: CfgNode, resume: bool = False, which: str = "teacher") ->
     file = weights not in DETR_NAMES and Path(weights).exists()
     whole = weights not in ("", "imagenet") and "ImageNetPretrained" not in weights
     weights = evaluated_weights(folder, weights, resume, own=file, whole=whole)
-    if not build_test_sets(cfg):
+    tests = build_test_sets(cfg)
+    if not tests:
         raise ConfigError("DATASETS.TEST is empty: set it to the name or the COCO json of the images to evaluate on")
     detector = build_model(cfg)
     load_weights(detector, weights, cfg, which)
+    if detector.class_names:  # Detectron2's evaluators match classes by number
+        for test in tests:
+            check_same_classes(Dataset(weights, [], detector.class_names), test)
     log.info("evaluating %s (%s) on %s", weights, which, ", ".join(cfg.DATASETS.TEST))
     results = SemiSupervisedTrainer.test(cfg, detector)
     if comm.is_main_process():

@@ -123,12 +123,20 @@ class SemiSupervisedTrainer(DefaultTrainer):
             CheckpointError: a file that cannot be read, or a checkpoint of another model.
             WeightsError: MODEL.WEIGHTS that cannot be had or fit nothing.
         """
+        self._name_classes()
         if resume and self.checkpointer.has_checkpoint():
             self.checkpointer.load(self.checkpointer.get_checkpoint_file())
             self.start_iter = self.iter + 1
             return
         load_weights(self.method.student, self.cfg.MODEL.WEIGHTS, self.cfg, whole=False)
         self.method.teacher.update(self.method.student, 0.0)
+        self._name_classes()
+
+    def _name_classes(self) -> None:
+        """Student and teacher know the names of the classes of the data; a loader of the user's own may not."""
+        data = getattr(self.data_loader, "data", None)
+        for model in (self.method.student, self.method.teacher.module):
+            model.class_names = tuple(data.labeled.classes) if data is not None else ()
 
     def train(self) -> Any:
         """Run to SOLVER.MAX_ITER.

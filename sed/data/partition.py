@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from sed.data.errors import DataError
 from sed.data.packing import pack, without_gc
-from sed.data.records import Dataset, Record, check_disjoint, check_same_classes, strip_annotations, without_empty
+from sed.data.records import Dataset, Record, check_disjoint, reorder, strip_annotations, without_empty
 from sed.data.splits import split
 
 
@@ -89,9 +89,7 @@ def partition(
     if filter_empty:
         labeled = without_empty(labeled, train.name)
     check_num_classes(train, num_classes, classes_key)
-    tests = tuple(load_tests())
-    for test in tests:
-        check_same_classes(train, test)
+    tests = tuple(reorder(test, train.classes, train.name) for test in load_tests())
     check_disjoint(labeled, unlabeled, [record for test in tests for record in test.records])
     return Data(replace(train, records=pack(labeled)), pack(unlabeled), tests)
 

@@ -50,7 +50,7 @@ class Dataset:
 
 
 def join(parts: Sequence[Dataset], labeled: bool = True) -> Dataset:
-    """Several data sets as one; labelled ones must have the same classes.
+    """Several data sets as one; labelled ones must have the same classes, whose order is the first's.
 
     Where image ids of different sets collide, all ids become "<name>:<id>".
 
@@ -62,8 +62,7 @@ def join(parts: Sequence[Dataset], labeled: bool = True) -> Dataset:
     if len(parts) == 1:
         return parts[0]
     if labeled:
-        for other in parts[1:]:
-            check_same_classes(parts[0], other)
+        parts = [reorder(part, parts[0].classes, parts[0].name) for part in parts]
     records = [record for part in parts for record in part.records]
     if len({record["image_id"] for record in records}) < len(records):
         records = [{**r, "image_id": f"{part.name}:{r['image_id']}"} for part in parts for r in part.records]
@@ -116,6 +115,36 @@ def check_same_classes(train: Dataset, test: Dataset) -> None:
     else:
         detail = f"the order differs: {list(train.classes)} against {list(test.classes)}"
     raise DataError(f"{train.name} and {test.name} must have the same categories ({detail})")
+
+
+def reorder(dataset: Dataset, classes: Sequence[str], of: str) -> Dataset:
+    """The same set with its classes in another order: categories are matched by name, never by number.
+
+    Args:
+        dataset: with annotations or without.
+        classes: the names in the order that is wanted; empty: not known, nothing changes.
+        of: whose order that is, for the message.
+
+    Raises:
+        DataError: unless the set has exactly these names.
+    """
+    if not classes or tuple(classes) == dataset.classes:
+        return dataset
+    if sorted(classes) != sorted(dataset.classes):
+        raise DataError(
+            f"{dataset.name} has the categories {list(dataset.classes)}, {of} has {list(classes)}: they are matched by "
+            "name; rename, add or leave out those that differ"
+        )
+    place = {name: index for index, name in enumerate(classes)}
+    moved = [place[name] for name in dataset.classes]  # old index -> new index
+    records = [
+        {**r, "annotations": [{**a, "category_id": moved[a["category_id"]]} for a in r["annotations"]]}
+        if "annotations" in r
+        else r
+        for r in dataset.records
+    ]
+    ids = tuple(dataset.category_ids[dataset.classes.index(name)] for name in classes)
+    return replace(dataset, records=records, classes=tuple(classes), category_ids=ids)
 
 
 def check_disjoint(labeled: Sequence[Record], unlabeled: Sequence[Record], val: Sequence[Record]) -> None:

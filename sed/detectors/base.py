@@ -91,11 +91,13 @@ class Detector(nn.Module, ABC):
         num_classes: K.
         size_divisibility: the largest stride; `encode` needs sides that it divides (use `Images.pad_to_multiple`).
         box_coder_weights: head -> the weights of its deltas (dx, dy, log w, log h), for "dense" and "region".
+        class_names: of the classes 0..K-1, as the data that it was trained on has them; empty: not known.
     """
 
     heads: frozenset[Head]
     num_classes: int
     size_divisibility: int
+    class_names: tuple[str, ...] = ()
     box_coder_weights: Mapping[Head, BoxCoderWeights] = MappingProxyType(
         {"dense": UNIT_WEIGHTS, "region": UNIT_WEIGHTS}
     )

@@ -8,6 +8,7 @@ Two kinds of file:
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ def fingerprint(detector: Detector) -> dict[str, Any]:
         "class": type(detector).__name__,
         "heads": sorted(detector.heads),
         "num_classes": detector.num_classes,
+        "classes": list(detector.class_names),
         "tensors": len(detector.state_dict()),
     }
 
@@ -92,6 +94,9 @@ def load_method(method: Method, full: Mapping[str, Any], path: str | Path) -> No
     """
     then, now = full.get("fingerprint", {}), fingerprint(method.student)
     what = f"{type(method.student).__name__} (made with {then}, here {now})" if then != now else "model"
+    theirs, ours = then.get("classes"), now["classes"]
+    if theirs and ours and theirs != ours:
+        raise CheckpointError(f"{path}: trained for the classes {theirs}, in this order; the data here has {ours}")
     own = method.state_dict()
     check_same_tensors(own, full["method"], path, what)
     method.load_state_dict({**own, **full["method"]})  # an old file has no counters of batch norm
@@ -129,6 +134,7 @@ def load_weights(detector: Detector, path: str | Path, which: str = "teacher") -
         CheckpointError: no such file, no tensors in it, or another architecture.
     """
     content = read(path)
+    names = classes_of(content)
     if is_full(content):
         prefix = _PREFIXES[which]
         content = {n.removeprefix(prefix): v for n, v in content["method"].items() if n.startswith(prefix)}
@@ -147,6 +153,7 @@ def load_weights(detector: Detector, path: str | Path, which: str = "teacher") -
                     f"{type(detector).__name__}.plain_state_dict() must share memory with the model: {name}"
                 )
             target[name].copy_(value)  # the dictionary's tensors are the model's own
+    detector.class_names = names if len(names) == detector.num_classes else ()
 
 
 def is_full(content: Mapping[str, Any]) -> bool:
@@ -154,6 +161,18 @@ def is_full(content: Mapping[str, Any]) -> bool:
     return "format" in content and isinstance(content.get("method"), dict)
 
 
-def plain_weights(detector: Detector) -> dict[str, Tensor]:
-    """`detector.plain_state_dict()` on the CPU: what the stock framework loads without this project."""
-    return {name: tensor.detach().cpu().clone() for name, tensor in detector.plain_state_dict().items()}
+def plain_weights(detector: Detector) -> OrderedDict[str, Tensor]:
+    """`detector.plain_state_dict()` on the CPU: what the stock framework loads without this project.
+
+    The names of the classes are an attribute of it, `classes`, which torch saves and stock frameworks do not see.
+    """
+    rows = detector.plain_state_dict().items()
+    state = OrderedDict((name, tensor.detach().cpu().clone()) for name, tensor in rows)
+    state.classes = list(detector.class_names)  # type: ignore[attr-defined]
+    return state
+
+
+def classes_of(content: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the classes that a file's content was trained for; empty: it does not say."""
+    names = content.get("fingerprint", {}).get("classes") if is_full(content) else getattr(content, "classes", None)
+    return tuple(names or content.get("classes") or ())

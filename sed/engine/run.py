@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from fvcore.common.config import CfgNode
 
+from sed.data.records import reorder
 from sed.engine import build, checkpoint
 from sed.engine.logging import setup_logging
 from sed.evaluation.coco import Results, format_table
@@ -69,6 +70,7 @@ def train(cfg: CfgNode, resume: bool = False) -> Counters:
         log.warning("DATASETS.TEST is empty: nothing is evaluated and no best teacher is kept")
     _seed(cfg.SEED)  # the same weights in every process
     student = build.build_student(cfg, cfg.MODEL.WEIGHTS if last is None else "")
+    student.class_names = data.labeled.classes
     method = method_from_config(cfg, student, sum_over_processes).to(device)
     trainer = build.build_trainer(cfg, method, data, device, folder)
     _seed(cfg.SEED * 1009 + rank())  # other random numbers in every process
@@ -124,6 +126,7 @@ def evaluate_only(cfg: CfgNode, resume: bool = False, which: str = "teacher") ->
     whole = not resume and (file or weights == "coco")
     source = evaluated_weights(folder, weights, resume, own=file, whole=whole)
     detector = build.trained_detector(cfg, source, which).to(device)
+    test = reorder(test, detector.class_names, source)
     log.info("evaluating %s (%s) on %s, %d images", source, which, test.name, len(test))
     results = build.build_evaluator(cfg, test, device)(detector)
     if rank() == 0:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from sed.config import ConfigError
 from sed.data.errors import DataError
 from sed.data.loaders import test_loader
+from sed.data.records import reorder
 from sed.detectors.base import Detector
 from sed.evaluation.coco import detect_all, score
 from sed.evaluation.scales import ensemble, read_size, score_distance
@@ -48,7 +49,8 @@ def measure(
         ConfigError: for a size that the detector cannot work at.
         DataError: where DATASETS.TEST cannot be used.
     """
-    test, device = engine.test_set(cfg), next(detector.parameters()).device
+    test = reorder(engine.test_set(cfg), detector.class_names, "the detector")
+    device = next(detector.parameters()).device
     usual = (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
     seconds: dict[str, float] = {}
     with tqdm(total=len(test) * (len(sizes) + everything), unit="image", disable=None) as bar:

@@ -13,7 +13,7 @@ import pytest
 from sed.data.catalog import known_names, load_dataset, load_datasets
 from sed.data.coco import load_coco
 from sed.data.errors import DataError
-from sed.data.records import Dataset, check_disjoint, check_same_classes, strip_annotations, without_empty
+from sed.data.records import Dataset, check_disjoint, check_same_classes, reorder, strip_annotations, without_empty
 
 
 def test_records_are_detectron2_dataset_dicts(make_coco) -> None:
@@ -238,6 +238,26 @@ def test_classes_that_differ(make_coco) -> None:
     with pytest.raises(DataError, match="the order differs"):
         check_same_classes(train, swapped)
     check_same_classes(train, train)
+
+
+def test_classes_are_matched_by_name(make_coco) -> None:
+    """In another order: every annotation keeps the name of its class and the id of its category."""
+    data = load_coco(make_coco(name="a").write())
+    other = data.classes[::-1]
+    moved = reorder(data, other, "the model")
+    assert moved.classes == other
+    assert dict(zip(moved.classes, moved.category_ids, strict=True)) == dict(
+        zip(data.classes, data.category_ids, strict=True)
+    )
+    for before, after in zip(data.records, moved.records, strict=True):
+        names = [[s.classes[a["category_id"]] for a in r["annotations"]] for s, r in ((data, before), (moved, after))]
+        assert names[0] == names[1]
+        assert [a["bbox"] for a in before["annotations"]] == [a["bbox"] for a in after["annotations"]]
+    assert any(r["annotations"] for r in moved.records)
+    assert reorder(moved, data.classes, "x").records == data.records
+    assert reorder(data, (), "nobody") is data
+    with pytest.raises(DataError, match=r"the model has \['cow'\]: they are matched by name"):
+        reorder(data, ["cow"], "the model")
 
 
 @pytest.mark.parametrize("pair", [(0, 1), (0, 2), (1, 2)])

@@ -124,8 +124,10 @@ def test_a_batch_that_does_not_divide(key: str) -> None:
 
 
 def test_a_negative_number_of_processes() -> None:
+    cfg = load_config()
+    cfg.SOLVER.REFERENCE_WORLD_SIZE = -1
     with pytest.raises(DataError, match="REFERENCE_WORLD_SIZE is -1; expected a number of processes"):
-        scaling(load_config(None, ["SOLVER.REFERENCE_WORLD_SIZE", "-1"]), 2)
+        scaling(cfg, 2)
 
 
 def test_one_line_a_changed_key() -> None:
