@@ -21,6 +21,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from sed.cli.engines import USER_ERRORS
+from sed.cli.last_resort import last_resort
 from sed.cli.study import make_runner
 from sed.data.files import save_text
 from sed.studies.ablations import TABLES, detector_of, make_cases, make_runs, make_table, without_pair
@@ -66,4 +67,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with last_resort():
+        main()

@@ -15,6 +15,7 @@ import platform
 import torch
 import torchvision
 
+from sed.cli.last_resort import last_resort
 from sed.studies.cost import Setting, data_cost, step_cost
 
 
@@ -50,4 +51,5 @@ def verdict(value: float, bound: float | None) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    with last_resort():
+        main()

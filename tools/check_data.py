@@ -29,6 +29,7 @@ from sed.checks.json_files import KEYS
 from sed.checks.page import data_page, verdict
 from sed.cli.arguments import config_parser
 from sed.cli.engines import USER_ERRORS, pick
+from sed.cli.last_resort import last_resort
 from sed.config import ConfigError, leaves
 from sed.data.files import save_text
 from sed.defaults import CLASSES_KEYS
@@ -135,4 +136,5 @@ def print_report(report: Report, line: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with last_resort():
+        main()

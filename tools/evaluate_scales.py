@@ -22,6 +22,7 @@ from pathlib import Path
 from fvcore.common.config import CfgNode
 
 from sed.cli.engines import USER_ERRORS, pick_trained
+from sed.cli.last_resort import last_resort
 from sed.data.files import save_text
 from sed.detectors.base import Detector
 from sed.evaluation.coco import format_table
@@ -83,4 +84,5 @@ def load(engine: Engine, cfg: CfgNode, weights: str, which: str) -> Detector:
 
 
 if __name__ == "__main__":
-    main()
+    with last_resort():
+        main()

@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 
 from sed.cli.arguments import duration, stoppable
+from sed.cli.last_resort import last_resort
 from sed.studies.gpu_check import PARTS, Check, run
 
 
@@ -52,4 +53,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with last_resort():
+        main()

@@ -18,6 +18,7 @@ import sys
 from itertools import product
 from pathlib import Path
 
+from sed.cli.last_resort import last_resort
 from sed.data import protocols
 from sed.data.errors import DataError
 from sed.data.protocols import Choice, Content
@@ -116,4 +117,5 @@ def print_words(folder: Path, annotations: Path, name: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with last_resort():
+        main()

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from sed.cli.arguments import config_parser
 from sed.cli.engines import USER_ERRORS, pick_trained
+from sed.cli.last_resort import last_resort
 from sed.data.errors import DataError
 from sed.data.records import Dataset, Record, reorder
 from sed.detectors.base import Detector
@@ -134,4 +135,5 @@ def write(
 
 
 if __name__ == "__main__":
-    main()
+    with last_resort():
+        main()

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from fvcore.common.config import CfgNode
 
+from sed.cli.last_resort import last_resort
 from sed.config import ConfigError, load_config
 from sed.data.catalog import data_root, load_dataset
 from sed.data.digits import ensure_digits
@@ -130,4 +131,5 @@ def report(
 
 
 if __name__ == "__main__":
-    main()
+    with last_resort():
+        main()

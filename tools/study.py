@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from sed.cli.arguments import duration, stoppable
 from sed.cli.engines import USER_ERRORS
+from sed.cli.last_resort import last_resort
 from sed.cli.study import make_runner
 from sed.data.files import save_text
 from sed.studies.kept_runs import collect, restore
@@ -102,4 +103,5 @@ def write(study: Study, output: Path, text: str, results: dict) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with last_resort():
+        main()

@@ -18,6 +18,7 @@ import argparse
 import sys
 
 from sed.cli.engines import USER_ERRORS, pick
+from sed.cli.last_resort import last_resort
 from sed.runtime.guards import TrainingError
 from sed.runtime.launch import LaunchError, launch_main, make_parser
 from sed.runtime.output import OutputError
@@ -44,4 +45,5 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    launch_main(main, parse())
+    with last_resort():
+        launch_main(main, parse())

@@ -21,6 +21,7 @@ from fvcore.common.config import CfgNode
 
 from sed.cli.arguments import config_parser
 from sed.cli.engines import USER_ERRORS, pick_trained
+from sed.cli.last_resort import last_resort
 from sed.config import ConfigError
 from sed.core.boxes import scale_boxes
 from sed.core.structures import Targets
@@ -132,4 +133,5 @@ def spread(dataset: Dataset, count: int) -> Dataset:
 
 
 if __name__ == "__main__":
-    main()
+    with last_resort():
+        main()

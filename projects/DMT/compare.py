@@ -21,6 +21,7 @@ import yaml
 from tqdm import tqdm
 
 from dmt.config import OF_BASELINE, differences, load
+from sed.cli.last_resort import last_resort
 from sed.config import ConfigError
 from sed.studies.processes import call
 from sed.studies.wording import interval, slug, spread
@@ -138,4 +139,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with last_resort():
+        main()

@@ -16,6 +16,7 @@ import sys
 from dmt.config import load
 from dmt.run import Run, evaluate_only
 from dmt.training import DivergedError
+from sed.cli.last_resort import last_resort
 from sed.config import ConfigError
 from sed.data.errors import DataError
 from sed.detectors.weights import WeightsError
@@ -49,4 +50,5 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    launch_main(main, parse())
+    with last_resort():
+        launch_main(main, parse())

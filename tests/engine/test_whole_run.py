@@ -212,7 +212,7 @@ def test_sets_must_not_overlap_and_must_agree(data, tmp_path):
     with pytest.raises(DataError, match=r"both in the (un)?labelled and in the validation set"):
         train(config(data, tmp_path / "a", **same_images))
     other = write_set(tmp_path, "other", 2, 5, classes=("red", "green"))
-    with pytest.raises(DataError, match="has the categories .*they are matched by name"):
+    with pytest.raises(DataError, match=r"has the categories .*they are matched by name"):
         train(config(data, tmp_path / "b", **{"DATASETS.TEST": f"['{other}']"}))
     folder = {"DATASETS.UNLABELED": f"['{data['folder'] / 'test'}']", "SEMI.LABELED_COUNT": 0}
     with pytest.raises(DataError, match="unlabelled"):
