@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 
 from sed.checks.findings import Findings
-from sed.data.catalog import COCO_2017, IMAGE_SUFFIXES, data_root
+from sed.data.catalog import COCO_2017, data_root
 from sed.data.coco import locate_images
 from sed.data.errors import DataError
+from sed.data.folders import HIDDEN, IMAGE_SUFFIXES, OTHER, look_through
 from sed.data.records import Dataset, Record
 
 LABELLED, UNLABELLED, TEST = "labelled", "unlabelled", "test"  # roles
 KEYS = {LABELLED: "DATASETS.TRAIN", UNLABELLED: "DATASETS.UNLABELED", TEST: "DATASETS.TEST"}
-_OTHER_IMAGES = (".tif", ".tiff", ".gif", ".heic", ".heif", ".avif", ".jp2", ".jfif", ".raw", ".dng", ".ppm", ".pgm")
+_OTHER_IMAGES = (".gif", ".heic", ".heif", ".avif", ".jp2", ".jfif", ".raw", ".dng", ".ppm", ".pgm")
 _FIELDS = {
     "images": ("id", "file_name", "height", "width"),
     "categories": ("id", "name"),
@@ -122,16 +123,16 @@ def _take(source: Source, dataset: Dataset) -> None:
 
 
 def _read_folder(source: Source, folder: Path, found: Findings) -> None:
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
-    images = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
-    for path in files:
-        suffix = path.suffix.lower()
-        if suffix not in IMAGE_SUFFIXES:
-            code = "ignored-images" if suffix in _OTHER_IMAGES else "ignored-files"
-            name = path.relative_to(folder).as_posix()
-            found.add(code, source.file, name, f"{suffix or 'no ending'}; read are {', '.join(IMAGE_SUFFIXES)}")
+    images, left_out = look_through(folder)
+    for reason, names in left_out.items():
+        for name in names if reason != HIDDEN else ():
+            suffix = Path(name).suffix.lower()
+            code = "ignored-images" if reason != OTHER or suffix in _OTHER_IMAGES else "ignored-files"
+            text = f"{suffix or 'no ending'}; read are {', '.join(IMAGE_SUFFIXES)}" if reason == OTHER else reason
+            found.add(code, source.file, name, text)
     if not images:
-        text = f"none of its {len(files)} files ends in {', '.join(IMAGE_SUFFIXES)} (looked at any depth)"
+        count = sum(map(len, left_out.values()))
+        text = f"none of its {count} files ends in {', '.join(IMAGE_SUFFIXES)} (looked at any depth)"
         found.add("folder-empty", source.file, KEYS[source.role], text)
         source.structured = False
     for path in images:

@@ -13,10 +13,10 @@ from pathlib import Path
 from sed.data.coco import load_coco
 from sed.data.digits import VARIANTS, ensure_digits
 from sed.data.errors import DataError
+from sed.data.folders import list_images
 from sed.data.records import Dataset, image_record, join
 from sed.data.voc import load_voc
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 COCO_2017 = {
     "coco_2017_train": ("coco/annotations/instances_train2017.json", "coco/train2017"),
     "coco_2017_val": ("coco/annotations/instances_val2017.json", "coco/val2017"),
@@ -92,11 +92,3 @@ def load_folder(folder: str | Path) -> Dataset:
     """
     paths = list_images(folder)
     return Dataset(str(folder), [image_record(path, path.relative_to(folder).as_posix()) for path in paths])
-
-
-def list_images(folder: str | Path) -> list[Path]:
-    """All image files below a folder, sorted by path; DataError if there is none."""
-    paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-    if not paths:
-        raise DataError(f"{folder}: no image in this folder; looked for {', '.join(IMAGE_SUFFIXES)} at any depth")
-    return paths

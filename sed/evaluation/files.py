@@ -11,8 +11,8 @@ from typing import Protocol
 from torch import Tensor
 
 from sed.core.structures import Images
-from sed.data.catalog import list_images
 from sed.data.errors import DataError
+from sed.data.folders import list_images
 from sed.data.loaders import collate_test
 from sed.data.mapper import ImageInfo
 from sed.data.records import Record, image_record

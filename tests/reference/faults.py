@@ -54,8 +54,8 @@ def _(d):
 
 @fault("ignored-images")
 def _(d):
-    Image.new("RGB", (64, 64)).save(d.folder / "photos/scan.tif")
-    return "photos", "scan.tif"
+    Image.new("RGB", (64, 64)).save(d.folder / "photos/scan.gif")
+    return "photos", "scan.gif"
 
 
 @fault("ignored-files")
