@@ -107,8 +107,8 @@ class SEDPlusOptions:
     """Pseudo-labels on both scales, with the teacher's class distribution for the regions; ours, not the paper's."""
 
     threshold: float = option(0.7, "least score of a detection that becomes a pseudo-label", low=0)
-    weight: float = option(2.0, "weight of the losses on the strong view, beside n_u / n_s; 0 leaves it out", low=0)
-    half_size_weight: float = option(2.0, "weight of the losses on the half-size view; 0 leaves it out", low=0)
+    weight: float = option(1.0, "weight of the losses on the strong view, beside n_u / n_s; 0 leaves it out", low=0)
+    half_size_weight: float = option(1.0, "weight of the losses on the half-size view; 0 leaves it out", low=0)
     least_scale: float = option(
         1.0, "the strong view has a size drawn from this share of the weak view's to all of it", low=0.1, high=1
     )

@@ -25,7 +25,7 @@ FOUND = Detections(
     torch.tensor([0.9, 0.7, 0.69]),
     torch.tensor([0, 2, 1]),
 )
-OPTIONS = SEDPlusOptions(regions_per_view=8)
+OPTIONS = SEDPlusOptions(regions_per_view=8, weight=1.0, half_size_weight=1.0)
 
 
 def make_method(detector="small_rcnn", name="sed_plus", options=OPTIONS):
@@ -69,7 +69,7 @@ def test_without_a_region_head_sed_plus_is_the_pseudo_label_baseline_with_the_ha
         return run(method)
 
     plus = losses("sed_plus", OPTIONS)
-    baseline = losses("pseudo_label", PseudoLabelOptions(weight=2.0, half_size=True, box_loss=True))
+    baseline = losses("pseudo_label", PseudoLabelOptions(weight=1.0, half_size=True, box_loss=True))
     found = {key: loss.item() for key, loss in plus.items()}
     assert found == pytest.approx({key: loss.item() for key, loss in baseline.items()}, rel=1e-5)
 
@@ -114,8 +114,8 @@ def test_regions_are_trained_on_the_teachers_predictions_corrected_by_its_detect
                 distance = absolute_error(targets.deltas, predicted.deltas)  # [R, K]
                 box += float((t[:, :-1] * distance).sum())
                 count += len(regions)
-        assert losses[f"{term}/region_cls"].item() == pytest.approx(2 * cls / count, rel=1e-4)
-        assert losses[f"{term}/region_box"].item() == pytest.approx(2 * box / count, rel=1e-4)
+        assert losses[f"{term}/region_cls"].item() == pytest.approx(cls / count, rel=1e-4)
+        assert losses[f"{term}/region_box"].item() == pytest.approx(box / count, rel=1e-4)
 
 
 def harden(prediction):
@@ -143,7 +143,7 @@ def test_each_view_can_be_left_out_and_weighs_by_its_weight():
     assert {key.split("/")[0] for key in alone} == {"sup", "pseudo"}
     half = run(make_method(options=dataclasses.replace(OPTIONS, weight=0.0)))
     assert {key.split("/")[0] for key in half} == {"sup", "pseudo_half"}
-    heavy = run(make_method(options=dataclasses.replace(OPTIONS, half_size_weight=6.0)))
+    heavy = run(make_method(options=dataclasses.replace(OPTIONS, half_size_weight=3.0)))
     key = "pseudo_half/region_cls"
     assert heavy[key].item() == pytest.approx(3 * whole[key].item(), rel=1e-4)
     assert heavy["pseudo/region_cls"].item() == pytest.approx(whole["pseudo/region_cls"].item(), rel=1e-4)

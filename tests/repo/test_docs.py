@@ -55,7 +55,7 @@ COMMANDS = {
     f".venv/bin/python tools/train_net.py {CUSTOM} MODEL.META_ARCHITECTURE ScaleConsistentDETR MODEL.DETR.CONFIG "
     "PekingU/rtdetr_r18vd_coco_o365 MODEL.WEIGHTS coco MODEL.DETR.NUM_CLASSES 3 MODEL.PIXEL_MEAN "
     '"[0.0,0.0,0.0]" MODEL.PIXEL_STD "[255.0,255.0,255.0]" SOLVER.OPTIMIZER AdamW SOLVER.BASE_LR 0.0001 '
-    "SOLVER.BACKBONE_MULTIPLIER 0.1 SED_PLUS.THRESHOLD 0.5 SED_PLUS.WEIGHT 1.0 SED_PLUS.HALF_SIZE_WEIGHT 1.0 "
+    "SOLVER.BACKBONE_MULTIPLIER 0.1 SED_PLUS.THRESHOLD 0.5 "
     "DATASETS.TRAIN my/train.json DATASETS.UNLABELED my/photos DATASETS.TEST my/val.json": ON_DETR,
     f".venv/bin/python tools/ablate.py {COCO} --test coco_2017_val --output output/ablate": ON_ABLATION,
     ".venv/bin/python tools/ablate.py --config-file configs/digits.yaml --test digits_test --tables 4 --seeds 0 "
