@@ -270,7 +270,8 @@ def test_coco_10_is_the_paper() -> None:
 def test_the_quick_start_is_the_digits_benchmark_with_sed_plus() -> None:
     quick = load_config(ROOT / "configs/quickstart.yaml")
     assert (quick.ENGINE, quick.SEMI.METHOD) == ("torchvision", "sed_plus")
-    digits = load_config(ROOT / "configs/digits.yaml", ["SEMI.METHOD", "sed_plus", "SED_PLUS.REGIONS_PER_VIEW", "64"])
+    words = "SEMI.METHOD sed_plus SED_PLUS.REGIONS_PER_VIEW 64 SED_PLUS.WEIGHT 2.0 SED_PLUS.HALF_SIZE_WEIGHT 2.0"
+    digits = load_config(ROOT / "configs/digits.yaml", words.split())
     quick.ENGINE, quick.OUTPUT_DIR = digits.ENGINE, digits.OUTPUT_DIR
     assert quick == digits
     assert digits.SOLVER.STEPS == (int(0.8 * digits.SOLVER.MAX_ITER),)
