@@ -201,7 +201,9 @@ def _all_fine(annotations: Sequence[dict], images: set, classes: dict) -> bool:
 def add_annotations(
     path: str | Path, records: list[Record], by_image: dict, classes: dict, keep: Sequence[str] = ()
 ) -> None:
-    """Add "annotations" to records, boxes clipped to the image; one warning counts the boxes clipped or dropped.
+    """Add "annotations" to records, boxes clipped to the image; one warning counts what was clipped, dropped or made.
+
+    An area, by which APs, APm and APl divide the objects, that is no positive number is that of the box.
 
     Args:
         path: of the annotation file, for messages.
@@ -215,6 +217,7 @@ def add_annotations(
     """
     dropped: list[int] = []
     clipped: list[int] = []
+    no_area: list[int] = []
     usable = 0
     for record in records:
         record["annotations"] = []
@@ -229,22 +232,41 @@ def add_annotations(
                 clipped.append(a["id"])
             crowd = int(a.get("iscrowd", 0) or 0)
             usable += not crowd
+            area = _area(a.get("area"))
+            if area is None:
+                if a.get("area") not in (None, 0):  # 0 and none are usual
+                    no_area.append(a["id"])
+                area = (x1 - x0) * (y1 - y0)
             record["annotations"].append(
                 {
                     "bbox": [x0, y0, x1 - x0, y1 - y0],
                     "bbox_mode": XYWH_ABS,
                     "category_id": classes[a["category_id"]],
                     "iscrowd": crowd,
-                    "area": a.get("area") or (x1 - x0) * (y1 - y0),
+                    "area": area,
                     **{key: a[key] for key in keep},
                 }
             )
-    if dropped or clipped:
+    if dropped or clipped or no_area:
         parts = []
         if dropped:
             parts.append(f"dropped {len(dropped)} boxes of zero size or outside the image (annotation {dropped[0]})")
         if clipped:
             parts.append(f"clipped {len(clipped)} boxes that stick out of the image (annotation {clipped[0]})")
+        if no_area:
+            parts.append(
+                f"took {len(no_area)} areas from the box, theirs is no positive number (annotation {no_area[0]})"
+            )
         _log.warning("%s: %s", path, "; ".join(parts))
     if not usable:
         raise DataError(f"{path}: no usable box in its {len(records)} images; an empty labelled set trains nothing")
+
+
+def _area(value: Any) -> float | None:
+    """An area as a number, also where it is written as text; None: it is no positive one."""
+    try:
+        usable = isinstance(value, (int, float, str)) and not isinstance(value, bool)
+        number = float(value) if usable else math.nan
+    except ValueError:
+        return None
+    return (number if isinstance(value, str) else value) if 0 < number < math.inf else None

@@ -124,6 +124,22 @@ def test_faults_that_stop(make_coco, change, message: str) -> None:
     assert str(path) in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("area", "expected", "told"),
+    [(7.5, 7.5, 0), (7, 7, 0), ("7.5", 7.5, 0), (None, 0, 0), (0, 0, 0)]
+    + [(bad, 0, 1) for bad in (-3, float("nan"), float("inf"), "wide", [1], {"a": 1}, True)],
+)
+def test_an_area_that_is_no_positive_number_is_that_of_the_box(make_coco, caplog, area, expected, told) -> None:
+    """APs, APm and APl divide the objects by it."""
+    builder = make_coco()
+    first = builder.content["annotations"][0]
+    first["area"] = area
+    with caplog.at_level(logging.WARNING):
+        found = load_coco(builder.write()).records[0]["annotations"][0]
+    assert found["area"] == (expected or found["bbox"][2] * found["bbox"][3])
+    assert sum("took 1 areas from the box" in record.getMessage() for record in caplog.records) == told
+
+
 def test_faulty_boxes_are_dropped_or_clipped_with_one_warning(make_coco, caplog) -> None:
     coco = make_coco()
     boxes = [[5, 5, 0, 9], [5, 5, 9, -3], [70, 5, 9, 9], [-20, 5, 20, 9], [50, 30, 30, 30], [-0.5, 5, 9, 9]]
