@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from sed.data.coco_types import settle_types
 from sed.data.errors import DataError
 from sed.data.packing import without_gc
 from sed.data.records import XYWH_ABS, Dataset, Record
@@ -46,9 +47,6 @@ def load_coco(path: str | Path, image_root: str | Path = "", labeled: bool = Tru
     content = read_json(Path(path), labeled, polygons=False)
     if not labeled:
         content.pop("annotations", None)
-    for category in content["categories"]:
-        if not isinstance(category["id"], int):
-            raise DataError(f"{path}: category {category['name']!r} has id {category['id']!r}; expected a whole number")
     images, categories = content["images"], sorted(content["categories"], key=lambda c: c["id"])
     _check_images(path, images)
     _check_unique(path, "category id", (c["id"] for c in categories))
@@ -80,14 +78,19 @@ def read_json(path: Path, labeled: bool, polygons: bool = True) -> dict[str, Any
     segmentations are dropped while reading.
 
     Raises:
-        DataError: for a missing file, one that is not json, or one without these lists and fields.
+        DataError: for a missing file, one that is not json, one without these lists and fields, or with values that
+            cannot be theirs (`sed.data.coco_types`).
     """
     try:
         content = json.loads(path.read_bytes(), object_hook=None if polygons else _without_polygon)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:  # a folder, a closed file
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except ValueError as error:  # no json, no text, or a number of thousands of digits
         raise DataError(f"{path}: not a json file ({error})") from None
+    except (RecursionError, MemoryError):
+        raise DataError(f"{path}: not a json file that can be read: nested too deep") from None
     needed = ["images", "categories"] + ["annotations"] * labeled
     if not isinstance(content, dict):
         raise DataError(f"{path}: not COCO: expected an object with {needed}, got a {type(content).__name__}")
@@ -108,6 +111,7 @@ def read_json(path: Path, labeled: bool, polygons: bool = True) -> dict[str, Any
                 continue
             absent = [f for f in fields[key] if not isinstance(item, dict) or f not in item]
             raise DataError(f"{path}: not COCO: {key}[{index}] lacks {', '.join(absent)}")
+    settle_types(path, content, labeled)
     return content
 
 

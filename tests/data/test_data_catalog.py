@@ -108,10 +108,10 @@ def test_binary_file_is_not_coco(make_coco) -> None:
         (lambda c: c["annotations"][1].update(bbox=[1, 2, math.nan, 4]), "annotation 1 .*NaN"),
         (lambda c: c["annotations"][1].update(bbox=[1, 2, math.inf, 4]), "annotation 1 .*infinity"),
         (lambda c: c["annotations"][1].update(bbox=[1, 2, 3]), r"annotation 1 .*is not \[x, y, width"),
-        (lambda c: c["annotations"][1].update(bbox=[1, 2, "3", 4]), r"annotation 1 .*is not \[x, y, width"),
+        (lambda c: c["annotations"][1].update(bbox=[1, 2, "three", 4]), r"annotation 1 .*is not \[x, y, width"),
         (lambda c: c["annotations"][1].update(iscrowd="yes"), "annotation 1 .*iscrowd is 'yes'; expected 0 or 1"),
         (lambda c: c["annotations"][1].update(iscrowd=[]), r"annotation 1 .*iscrowd is \[\]; expected 0 or 1"),
-        (lambda c: c["categories"][1].update(id="7"), "has id '7'; expected a whole number"),
+        (lambda c: c["categories"][1].update(id="seven"), r"categories\[1\]: id is 'seven'; expected a whole number"),
         (lambda c: c["images"][1].update(height=0), r"image 1\.jpg \(id 11\).*expected numbers of pixels"),
     ],
 )
