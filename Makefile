@@ -15,11 +15,11 @@ PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
-.PHONY: help environment install install-dev quickstart test test-fast lint format bench gpu-check
+.PHONY: help environment install install-dev quickstart test test-fast lint format bench gpu-check fuzz
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make quickstart | test | test-fast | lint | format | bench | gpu-check | install | install-dev   (see Makefile)"
+	@echo "make quickstart | test | test-fast | lint | format | bench | gpu-check | fuzz | install | install-dev   (see Makefile)"
 
 install: $(INSTALLED)
 
@@ -36,6 +36,9 @@ test-fast: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(PY) tools/bench.py
+
+fuzz: $(INSTALLED)
+	SED_FUZZ=all $(PY) -m pytest -n $(WORKERS) tests/fuzz $(PYTEST_ARGS)
 
 gpu-check: $(INSTALLED)
 	$(PY) tools/gpu_check.py

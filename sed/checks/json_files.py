@@ -16,6 +16,7 @@ import numpy as np
 from sed.checks.findings import Findings
 from sed.data.catalog import COCO_2017, data_root
 from sed.data.coco import locate_images
+from sed.data.coco_types import MAX_SIDE
 from sed.data.errors import DataError
 from sed.data.folders import HIDDEN, IMAGE_SUFFIXES, OTHER, look_through
 from sed.data.records import Dataset, Record
@@ -163,7 +164,11 @@ def _content(source: Source, path: Path, found: Findings) -> dict[str, Any] | No
     file = source.file
     try:
         content = json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (
+        ValueError,
+        RecursionError,
+        MemoryError,
+    ) as error:  # no json, numbers of thousands of digits, nested too deep
         found.add("json-broken", file, f"line {getattr(error, 'lineno', '?')}", f"not json: {error}")
         return None
     except OSError as error:
@@ -247,7 +252,7 @@ def _images(source: Source, path: Path, image_root: str | Path, entries: list, f
             found.add("file-twice", source.file, item, f"image {files[name]} is the same file")
         files.setdefault(name, number)
         sides = (entry["height"], entry["width"])
-        if not all(_is_number(side) and side >= 1 for side in sides):
+        if not all(_is_number(side) and 1 <= side <= MAX_SIDE for side in sides):
             text = f"height, width are {sides}; expected numbers of pixels"
             found.add("image-sides", source.file, item, text)
             sides = (0, 0)
@@ -299,8 +304,9 @@ def _annotations(source: Source, entries: list, places: dict, categories: dict, 
     source.set_boxes(rows)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _is_number(value: object) -> bool:
+    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+    return whole or isinstance(value, float)
 
 
 def _other_type(value: Any, known: dict) -> str:

@@ -271,6 +271,6 @@ def _area(value: Any) -> float | None:
     try:
         usable = isinstance(value, (int, float, str)) and not isinstance(value, bool)
         number = float(value) if usable else math.nan
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return (number if isinstance(value, str) else value) if 0 < number < math.inf else None
