@@ -237,7 +237,12 @@ KINDS = {
     ),
     "classes-unequal": Kind(NOTE, "Very unequal classes", "Watch the AP of each class; label more of the rare ones."),
     "same-across": Kind(
-        ERROR, "One image in two sets", "Take it out of one of them, or the test set is not independent of training."
+        ERROR, "A test image in another set", "Take it out of one of them, or the test is not independent of training."
+    ),
+    "same-unlabelled": Kind(
+        WARNING,
+        "A labelled image among the unlabelled ones",
+        "Nothing to do where it is the same file: it is left out there. Remove a copy; it counts double.",
     ),
     "same-within": Kind(WARNING, "One image twice in a set", "Remove the copy; it counts double."),
     "near-test": Kind(

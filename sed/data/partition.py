@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from sed.data.errors import DataError
 from sed.data.packing import pack, without_gc
-from sed.data.records import Dataset, Record, check_disjoint, reorder, strip_annotations, without_empty
+from sed.data.records import Dataset, Record, check_disjoint, reorder, strip_annotations, without_empty, without_labeled
 from sed.data.splits import split
 
 
@@ -80,7 +80,7 @@ def partition(
     if divide.wanted:
         labeled, unlabeled = split(labeled, divide.percent, divide.count, divide.fold)
     elif load_unlabeled and method != "supervised":
-        unlabeled = strip_annotations(load_unlabeled().records)
+        unlabeled = without_labeled(strip_annotations(load_unlabeled().records), labeled)
     if not unlabeled and method != "supervised":
         raise DataError(
             f"SEMI.METHOD is {method}, but there is no unlabelled image: set DATASETS.UNLABELED, or split "

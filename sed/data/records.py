@@ -13,6 +13,7 @@ in absolute pixels; annotations of Pascal VOC also have "difficult": 0 | 1. Reco
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +25,8 @@ from PIL import Image, UnidentifiedImageError
 from sed.data.errors import DataError
 
 Record = dict[str, Any]
+VALIDATION = "validation"
+log = logging.getLogger(__name__)
 XYWH_ABS = 1  # detectron2.structures.BoxMode.XYWH_ABS
 
 
@@ -147,16 +150,30 @@ def reorder(dataset: Dataset, classes: Sequence[str], of: str) -> Dataset:
     return replace(dataset, records=records, classes=tuple(classes), category_ids=ids)
 
 
-def check_disjoint(labeled: Sequence[Record], unlabeled: Sequence[Record], val: Sequence[Record]) -> None:
-    """Raise DataError if an image is in two of the three sets, by path or by content.
+def without_labeled(unlabeled: Sequence[Record], labeled: Sequence[Record]) -> list[Record]:
+    """The unlabelled images whose file is none of the labelled ones; a line of the log counts the others.
 
+    All photos in one folder, some of them labelled, is how most people keep them.
+    """
+    folders: dict[str, str] = {}
+    taken = {_real_path(record["file_name"], folders) for record in labeled}
+    kept = [record for record in unlabeled if _real_path(record["file_name"], folders) not in taken]
+    if len(kept) < len(unlabeled):
+        log.info("%d images are labelled and were left out of the unlabelled ones", len(unlabeled) - len(kept))
+    return kept
+
+
+def check_disjoint(labeled: Sequence[Record], unlabeled: Sequence[Record], val: Sequence[Record]) -> None:
+    """Raise DataError if an image to evaluate on is in another set, by path or by content.
+
+    A labelled and an unlabelled image of equal content are a matter of a warning: no evaluation is better by it.
     Images are equal if their real path or the SHA-1 of their bytes is. For speed only files of equal length and sides
     are compared, first by 4 KiB from their middle.
     """
     files: dict[str, str] = {}  # real path -> set
     sides: dict[str, tuple[int, ...]] = {}  # in order of length: one of two jsons may go by the EXIF orientation
     folders: dict[str, str] = {}  # path -> real path
-    for kind, records in (("labelled", labeled), ("unlabelled", unlabeled), ("validation", val)):
+    for kind, records in (("labelled", labeled), ("unlabelled", unlabeled), (VALIDATION, val)):
         for record in records:
             path = _real_path(record["file_name"], folders)
             sides[path] = tuple(sorted((record.get("height", 0), record.get("width", 0))))
@@ -167,13 +184,16 @@ def check_disjoint(labeled: Sequence[Record], unlabeled: Sequence[Record], val: 
     groups = [list(files)]
     for key in (lambda path: (os.path.getsize(path), sides[path]), _middle, _sha1):
         groups = [part for group in groups for part in _shared(group, key, files)]
+    tested = [group for group in groups if any(files[path] == VALIDATION for path in group)]
     if groups:
-        first = groups[0][0]
-        second = next(path for path in groups[0] if files[path] != files[first])
-        raise DataError(
-            f"{first} ({files[first]}) and {second} ({files[second]}) are the same image, byte for byte "
-            f"({len(groups)} such in all); take it out of one of the sets"
-        )
+        found = tested or groups
+        first = found[0][0]
+        second = next(path for path in found[0] if files[path] != files[first])
+        told = f"{first} ({files[first]}) and {second} ({files[second]}) are the same image, byte for byte "
+        told += f"({len(found)} such in all)"
+        if tested:
+            raise DataError(f"{told}; take it out of one of the sets")
+        log.warning("%s; the second is trained on without its labels, too", told)
 
 
 def _real_path(path: str, folders: dict[str, str]) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -94,8 +96,29 @@ def test_no_image_is_in_two_sets(loaders, make_coco) -> None:
     split = Split(count=3)
     with pytest.raises(DataError, match=r"both in the (un)?labelled and in the validation set"):
         run(train, None, lambda: [test(), train()], split)
-    with pytest.raises(DataError, match="labelled"):
-        run(train, loaders("copy", 0))  # other files, the same bytes
+    with pytest.raises(DataError, match=r"\(validation\) are the same image, byte for byte \(6 such in all\)"):
+        run(train, loaders("other", 2), lambda: [loaders("copy", 0)()])  # other files, the same bytes
+
+
+def test_labelled_images_are_left_out_of_the_unlabelled(loaders, make_coco, caplog, monkeypatch) -> None:
+    """All photos in one folder, some of them labelled; a copy under another name is told."""
+    monkeypatch.setattr(logging.getLogger("sed"), "propagate", True)
+    coco = make_coco([(40, 60)] * 6, name="all")
+    content = coco.content["images"]
+    folder = partial(load_dataset, str(coco.folder), labeled=False)
+    coco.content["images"] = content[:2]
+    coco.content["annotations"] = [a for a in coco.content["annotations"] if a["image_id"] in (10, 11)]
+    some = partial(load_dataset, str(coco.write()))
+    with caplog.at_level(logging.INFO):
+        data = run(some, folder)
+    names = [[Path(r["file_name"]).name for r in records] for records in (data.labeled.records, data.unlabeled)]
+    assert names == [["0.jpg", "1.jpg"], ["2.jpg", "3.jpg", "4.jpg", "5.jpg"]]
+    assert "2 images are labelled and were left out of the unlabelled ones" in caplog.text
+    with caplog.at_level(logging.WARNING):
+        assert len(run(loaders("train", 0), loaders("copy", 0)).unlabeled) == 6
+    assert "are the same image, byte for byte (6 such in all); the second is trained on without" in caplog.text
+    with pytest.raises(DataError, match=r"there is no unlabelled image"):
+        run(some, some)
 
 
 def test_all_sets_have_the_same_classes(loaders, make_coco) -> None:

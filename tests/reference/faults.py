@@ -323,6 +323,12 @@ def _(d):
 # ---------------------------------------------------------------------------------------------- the same image twice
 @fault("same-across")
 def _(d):
+    shutil.copy(d.folder / "101.jpg", d.folder / "photos/tested.jpg")
+    return "photos/tested.jpg", "image tested.jpg"
+
+
+@fault("same-unlabelled")
+def _(d):
     d.bare(64)
     shutil.copy(d.folder / "64.jpg", d.folder / "photos/known.jpg")
     return "photos/known.jpg", "image known.jpg"
