@@ -1,7 +1,6 @@
 """The faults that a check of the data must find, planted one by one or all at once.
 
-A fault is a function that changes a `Small` and returns which file and item a finding must name. Each changes an image
-of its own, so that all of them can be planted together.
+A fault is a function that changes a `Small`, in an image of its own, and returns which file and item are to be named.
 """
 
 from __future__ import annotations
@@ -31,11 +30,7 @@ CLASSES = ("num-classes", "classes-differ", "category-unused", "class-rare")  # 
 
 
 def fault(code: str, *also: str) -> Callable:
-    def enter(plant: Callable) -> Callable:
-        FAULTS.append(Fault(code, plant, frozenset(also)))
-        return plant
-
-    return enter
+    return lambda plant: FAULTS.append(Fault(code, plant, frozenset(also)))
 
 
 # ---------------------------------------------------------------------------------------------- files and structure
@@ -321,17 +316,13 @@ def _(d):
 
 
 # ---------------------------------------------------------------------------------------------- the same image twice
-@fault("same-across")
-def _(d):
-    shutil.copy(d.folder / "101.jpg", d.folder / "photos/tested.jpg")
-    return "photos/tested.jpg", "image tested.jpg"
+def _copied(d, name):
+    shutil.copy(d.folder / name, d.folder / f"photos/copy_{name}")
+    return f"photos/copy_{name}", f"image copy_{name}"
 
 
-@fault("same-unlabelled")
-def _(d):
-    d.bare(64)
-    shutil.copy(d.folder / "64.jpg", d.folder / "photos/known.jpg")
-    return "photos/known.jpg", "image known.jpg"
+fault("same-across")(lambda d: _copied(d, "101.jpg"))
+fault("same-unlabelled")(lambda d: (d.bare(64), _copied(d, "64.jpg"))[1])
 
 
 @fault("same-within")
