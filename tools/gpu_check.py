@@ -9,9 +9,9 @@ who waits for the GPU), `outside` (what losses and EMA take), `loading` (what wo
 OUTPUT/report.json and report.md as soon as it is measured, so the command may be stopped at any time; `--only` measures
 a part anew.
 
-A machine without a package registry needs, beside torch, torchvision, transformers, opencv and pytest-xdist, the wheels
-of fvcore, iopath, yacs and pycocotools (`pip wheel fvcore iopath yacs pycocotools` elsewhere); Detectron2's detectors
-are checked too where it is installed.
+A machine without a package registry needs, beside torch, torchvision, transformers, opencv, pytest and pytest-xdist,
+the wheels of fvcore, iopath, yacs and pycocotools (`pip wheel fvcore iopath yacs pycocotools` elsewhere). timm's and
+Detectron2's detectors are checked too where these are installed.
 """
 
 from __future__ import annotations

@@ -174,7 +174,7 @@ def numbers(check: Check, report: Report) -> bool:
     import pytest
 
     words = [str(ROOT / "tests/gpu"), "-m", "gpu", "--device", check.device, "-q", "-p", "no:cacheprovider"]
-    words += ["-p", "no:timeout"]  # whose alarm is that of --time
+    words += ["-p", "no:timeout", "-o", "addopts=--import-mode=importlib"]  # its alarm is that of --time
     words += ["--rootdir", str(ROOT), "--tb=short"]
     words += ["-k", "yolos or nccl or (small_rcnn and predictions)"] if check.small else ["-n", str(check.workers)]
     report.start("waits")
