@@ -7,11 +7,16 @@ import json
 import shutil
 
 import pytest
+import study
+from tqdm import tqdm
 
 from sed.config import ConfigError
 from sed.studies.halves import half_of
 from sed.studies.kept_runs import collect, restore
-from tests.tools.study_desk import STUDY
+from sed.studies.study_file import read_study
+from sed.studies.study_runs import differences
+from sed.studies.wording import slug
+from tests.tools.study_desk import ROOT, STUDY
 
 
 # ---------------------------------------------------------------------------------------------- kept runs
@@ -66,6 +71,25 @@ def test_another_file_is_refused(tmp_path, text):
     (tmp_path / "runs.json").write_text(text)
     with pytest.raises(ConfigError, match=r"runs\.json: "):
         restore(tmp_path / "runs.json", tmp_path / "out")
+
+
+def test_the_runs_of_the_photos_study_are_those_that_it_asks_for_today(tmp_path, monkeypatch):
+    """Else it could not go on from docs/results/runs."""
+    monkeypatch.chdir(ROOT)
+    found = read_study("configs/studies/photos.yaml")
+    assert restore(ROOT / "docs/results/runs/photos.json", tmp_path) > 0
+    with tqdm(disable=True) as bar:
+        runner = study.make_runner(found.config, 1, bar)
+        for asked in tmp_path.glob("tune/*/*/asked.json"):
+            case = next(name for name in found.chosen_in if slug(name) == asked.parents[1].name)
+            name, _, seed = asked.parent.name.rpartition("-")
+            rows = {slug(found.baseline): (found.baseline, {})}
+            for method in found.tuned(found.methods):
+                for candidate in found.methods[method].candidates:
+                    rows[f"{slug(method)}-{slug(candidate)}"] = (method, {method: candidate})
+            method, chosen = rows[name]
+            config = runner.config(found.words(case, method, int(seed), chosen))
+            assert differences(json.loads(asked.read_text()), {"config": config, "defaults": config}) == []
 
 
 # ---------------------------------------------------------------------------------------------- halves
