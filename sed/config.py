@@ -210,7 +210,7 @@ def _coerce(value: object, default: object) -> object:
 def check(cfg: CfgNode, options: Mapping[str, Row]) -> None:
     """Raise ConfigError for a value that its key does not allow."""
     for key, value in leaves(cfg):
-        if unlikely(value):
-            raise ConfigError(f"{key} is {value}; expected finite numbers up to {LARGEST}")
+        if key in options and unlikely(value):
+            raise ConfigError(f"{key} is {str(value)[:40]}; expected finite numbers up to {LARGEST}")
         if key in options and (wrong := options[key].wrong(value)):
             raise ConfigError(f"{key} {wrong}")

@@ -26,7 +26,7 @@ from sed.cli.engines import USER_ERRORS
 from sed.cli.last_resort import last_resort
 from sed.cli.study import make_runner
 from sed.data.files import save_text
-from sed.studies.kept_runs import collect, restore
+from sed.studies.kept_runs import collect, read_kept
 from sed.studies.study_file import Study, read_study
 from sed.studies.study_pictures import ap_by_scale, ap_by_size
 from sed.studies.study_plan import Plan, choose
@@ -53,8 +53,6 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        if args.kept and args.kept.exists():
-            restore(args.kept, args.output)
         try:
             with stoppable(args.time):
                 study, found = run(args)
@@ -80,6 +78,8 @@ def run(args: argparse.Namespace) -> tuple[Study, dict]:
     plan = Plan(study, args.output, args.only)
     with tqdm(total=plan.size, unit="run") as bar:
         runner = make_runner(study.config, args.jobs, bar)
+        if args.kept and args.kept.exists():
+            runner.kept = {args.output / name: run for name, run in read_kept(args.kept).items()}
         plan.check(runner)
         tuned = plan.tune(runner)
         chosen = choose(tuned)

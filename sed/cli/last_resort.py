@@ -31,9 +31,18 @@ def last_resort() -> Iterator[None]:
         if debug:
             raise
         told = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        number, path = tempfile.mkstemp(prefix="sed_", suffix="_traceback.txt")
-        with os.fdopen(number, "w") as stream:
-            stream.write(f"{' '.join(sys.argv)}\n\n{traceback.format_exc()}")
+        path = _written(f"{' '.join(sys.argv)}\n\n{traceback.format_exc()}")
         if isinstance(error, OSError):
             sys.exit(f"error: {told} (traceback: {path})")
         sys.exit(f"unexpected: {told}; a bug of ours: please report it with {path}")
+
+
+def _written(text: str) -> str:
+    """The path of a new file with a text; where the disk is full, that there is none."""
+    try:
+        number, path = tempfile.mkstemp(prefix="sed_", suffix="_traceback.txt")
+        with os.fdopen(number, "w") as stream:
+            stream.write(text)
+    except OSError as error:
+        return f"none, {error.strerror}; --debug shows it"
+    return path

@@ -23,11 +23,12 @@ from torch import nn
 from sed.d2.backbone import load_imagenet
 from sed.d2.config import TRAINED_FOR, preprocessing, trained_for
 from sed.d2.detr import ScaleConsistentDETR
+from sed.data.torch_files import finite
 from sed.detectors.base import Detector
 from sed.detectors.detr_build import load_detr_weights
 from sed.detectors.timm_backbone import TimmFPN
 from sed.detectors.weights import WeightsError, load_body, read_state_dict
-from sed.runtime.checkpoint_files import CheckpointError, checkpoints, read, save_atomic
+from sed.runtime.checkpoint_files import REMEDY, CheckpointError, checkpoints, read, save_atomic
 
 PREFIXES = {"student": "method.student.", "teacher": "method.teacher.module."}
 CLASSES = "classes"  # the entry of the names of the classes
@@ -117,6 +118,12 @@ class RunCheckpointer(SafeCheckpointer):
         save_atomic({"model": self.model.state_dict(), CLASSES: names, **parts, **kwargs}, path)
         self.tag_last_checkpoint(path.name)
 
+    def _torch_load(self, f: str) -> dict[str, Any]:
+        try:
+            return super()._torch_load(f)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; {REMEDY}") from None
+
     def has_checkpoint(self) -> bool:
         """Whether the run has been saved."""
         return bool(checkpoints(self.save_dir))
@@ -161,16 +168,16 @@ class _DetectorCheckpointer(SafeCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         self._compare_preprocessing(checkpoint.pop(TRAINED_FOR, None) or {})
-        names = tuple(checkpoint.pop(CLASSES, None) or ())
-        self.model.class_names = names if len(names) == self.model.num_classes else ()
+        names = checkpoint.pop(CLASSES, None)
+        good = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+        self.model.class_names = tuple(names) if good and len(names) == self.model.num_classes else ()
         model, prefix = checkpoint["model"], PREFIXES[self.which]
         if any(name.startswith(prefix) for name in model):  # a full checkpoint of a run
             model = {n.removeprefix(prefix): v for n, v in model.items() if n.startswith(prefix)}
         if isinstance(self.model, ScaleConsistentDETR):
             model = self.model.own_names(model)
         for name, value in model.items():
-            value = torch.as_tensor(value)
-            if value.is_floating_point() and not value.isfinite().all():
+            if not finite(torch.as_tensor(value)):
                 raise WeightsError(f"{self.path}: {name} holds NaN or infinite values; such a model finds nothing")
         checkpoint["model"] = model
         result = super()._load_model(checkpoint)

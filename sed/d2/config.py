@@ -24,9 +24,9 @@ from sed import config
 from sed import defaults as ours
 from sed.config import ZOO, ConfigError, leaves
 from sed.d2.backbone import register_timm
-from sed.detectors.timm_backbone import PREFIX
+from sed.detectors.timm_backbone import PREFIX, expected_pixels
 from sed.runtime.checkpoint_files import read
-from sed.runtime.devices import find_device
+from sed.runtime.devices import device_name
 from sed.runtime.scaling import describe, scaling
 
 log = logging.getLogger(__name__)
@@ -243,7 +243,7 @@ def _resolve(cfg: CfgNode, from_zoo: bool) -> None:
             "SOLVER.ACCUMULATE: Detectron2's trainers take one batch a step; leave it 1, or set ENGINE torchvision"
         )
     try:
-        m.DEVICE = find_device(m.DEVICE).type if m.DEVICE in ("auto", "cuda") else str(find_device(m.DEVICE))
+        m.DEVICE = device_name(m.DEVICE)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     sizes = cfg.INPUT.MIN_SIZE_TRAIN
@@ -263,8 +263,12 @@ def _resolve(cfg: CfgNode, from_zoo: bool) -> None:
         _pyramid_of(m, mine)
     if m.BACKBONE.NAME.startswith(PREFIX):
         register_timm(m.BACKBONE.NAME)
-        if m.WEIGHTS == "imagenet" and from_zoo:
-            _set_preprocessing(cfg, _own_defaults())
+        if m.WEIGHTS == "imagenet" and from_zoo:  # whose configs expect Caffe's BGR
+            cfg.INPUT.FORMAT = "RGB"
+            stock = detectron2_cfg().MODEL
+            if (list(m.PIXEL_MEAN), list(m.PIXEL_STD)) == (list(stock.PIXEL_MEAN), list(stock.PIXEL_STD)):
+                pixels = expected_pixels(m.BACKBONE.NAME.removeprefix(PREFIX))
+                m.PIXEL_MEAN, m.PIXEL_STD = list(pixels["mean"]), list(pixels["std"])
         elif m.WEIGHTS == "imagenet" and cfg.INPUT.FORMAT != "RGB":
             raise ConfigError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT}: the weights of {m.BACKBONE.NAME} expect RGB")
     elif m.BACKBONE.NAME not in BACKBONE_REGISTRY:

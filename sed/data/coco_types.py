@@ -7,6 +7,7 @@ converted.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,8 @@ def settle_types(path: Path, content: dict[str, Any], labeled: bool) -> None:
         settle(images, "images", field, int, _side)
     settle(categories, "categories", "id", int, _whole)
     settle(categories, "categories", "name", str, _name)
-    settle(annotations, "annotations", "id", int, _image_id)
+    named = {type(row["id"]) for row in annotations} <= {str}
+    settle(annotations, "annotations", "id", str if named else int, _image_id)
     settle(annotations, "annotations", "category_id", int, _whole)
     if nameless := [index for index, row in enumerate(categories) if not row["name"]]:
         raise DataError(f"{path}: categories[{nameless[0]}]: name is ''; expected a name")
@@ -96,11 +98,8 @@ def _small(numbers: list[int]) -> bool:
 
 def _whole(value: Any) -> int:
     """A whole number; of a text or a float what is plainly one."""
-    if isinstance(value, str) and len(value) < 30:
-        try:
-            value = float(value) if not value.strip().lstrip("-").isdigit() else int(value)
-        except ValueError:
-            raise Unusable("a whole number") from None
+    if isinstance(value, str) and (plain := re.fullmatch(r"\s*(-?[0-9]{1,18})(\.0*)?\s*", value)):
+        value = int(plain[1])
     usable = isinstance(value, (int, float)) and not isinstance(value, bool) and -_LARGEST < value < _LARGEST
     if not usable or value != int(value):
         raise Unusable("a whole number")

@@ -31,51 +31,50 @@ def look_through(folder: str | Path) -> Listing:
 
     Left out are files and folders whose names begin with a dot (`._x.jpg`, `.ipynb_checkpoints`) or are `__MACOSX`,
     files of other kinds, what is no regular file (a pipe, a link to nothing), and what cannot be read.
+
+    Raises:
+        DataError: for no folder.
     """
     top = Path(folder)
+    if not top.is_dir():
+        raise DataError(f"{folder}: no such folder")
     left_out: dict[str, list[str]] = {}
-    plain: dict[str, Path] = {}  # real path -> path of what is reached without a link
-    linked: list[Path] = []
+    images: dict[str, Path] = {}  # real path -> path
+    entered: set[str] = set()  # real paths of folders
 
     def leave(reason: str, path: str) -> None:
         left_out.setdefault(reason, []).append(os.path.relpath(path, top))
 
-    def closed(error: OSError) -> None:
-        leave(CLOSED, str(error.filename))
-
-    entered = {os.path.realpath(top)}
-    real_top = os.path.realpath(top)
-    for here, folders, files in os.walk(top, followlinks=True, onerror=closed):
-        through_link = os.path.realpath(here) != os.path.normpath(os.path.join(real_top, os.path.relpath(here, top)))
-        kept = []
-        for name in sorted(folders):
-            path = os.path.join(here, name)
-            if name.startswith(".") or name == "__MACOSX":
-                leave(HIDDEN, path)
-            elif (real := os.path.realpath(path)) in entered:
-                leave(TWICE, path)
-            else:
+    pending = [str(top)]
+    while pending:  # what is reached without a link comes first, then what is behind links
+        links: list[str] = []
+        files: list[str] = []
+        for start in sorted(pending):
+            for here, folders, names in os.walk(start, onerror=lambda error: leave(CLOSED, str(error.filename))):
+                if (real := os.path.realpath(here)) in entered:
+                    leave(TWICE, here)
+                    folders[:] = []
+                    continue
                 entered.add(real)
-                kept.append(name)
-        folders[:] = kept
-        for name in files:
-            path = os.path.join(here, name)
+                hidden = [name for name in folders if name.startswith(".") or name == "__MACOSX"]
+                for name in hidden:
+                    leave(HIDDEN, os.path.join(here, name))
+                linked = [name for name in folders if os.path.islink(os.path.join(here, name)) and name not in hidden]
+                links += [os.path.join(here, name) for name in linked]
+                folders[:] = sorted(set(folders) - set(hidden) - set(linked))
+                files += [os.path.join(here, name) for name in names]
+        for path in sorted(files, key=lambda path: (os.path.islink(path), path)):
+            name = os.path.basename(path)
             if name.startswith("."):
                 leave(HIDDEN, path)
             elif os.path.splitext(name)[1].lower() not in IMAGE_SUFFIXES:
                 leave(OTHER, path)
             elif not os.path.isfile(path):
                 leave(IRREGULAR, path)
-            elif through_link or os.path.islink(path):
-                linked.append(Path(path))
-            else:
-                plain[os.path.join(os.path.realpath(here), name)] = Path(path)
-    for path in sorted(linked):
-        if (real := os.path.realpath(path)) in plain:
-            leave(TWICE, str(path))
-        else:
-            plain[real] = path
-    return Listing(sorted(plain.values()), {reason: sorted(names) for reason, names in sorted(left_out.items())})
+            elif images.setdefault(os.path.realpath(path), Path(path)) != Path(path):
+                leave(TWICE, path)
+        pending = links
+    return Listing(sorted(images.values()), {reason: sorted(names) for reason, names in sorted(left_out.items())})
 
 
 def list_images(folder: str | Path) -> list[Path]:

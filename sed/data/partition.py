@@ -80,7 +80,14 @@ def partition(
     if divide.wanted:
         labeled, unlabeled = split(labeled, divide.percent, divide.count, divide.fold)
     elif load_unlabeled and method != "supervised":
-        unlabeled = without_labeled(strip_annotations(load_unlabeled().records), labeled)
+        extra = strip_annotations(load_unlabeled().records)
+        shown = [r for r in labeled if any(not a["iscrowd"] for a in r["annotations"])] if filter_empty else labeled
+        unlabeled = without_labeled(extra, shown)
+        if extra and not unlabeled:
+            raise DataError(
+                f"all {len(extra)} images of DATASETS.UNLABELED are labelled ones of {train.name}, so that there is no "
+                "unlabelled image: add some, or set SEMI.METHOD supervised"
+            )
     if not unlabeled and method != "supervised":
         raise DataError(
             f"SEMI.METHOD is {method}, but there is no unlabelled image: set DATASETS.UNLABELED, or split "

@@ -146,7 +146,8 @@ def reorder(dataset: Dataset, classes: Sequence[str], of: str) -> Dataset:
         else r
         for r in dataset.records
     ]
-    ids = tuple(dataset.category_ids[dataset.classes.index(name)] for name in classes)
+    numbers = dict(zip(dataset.classes, dataset.category_ids, strict=False))  # there may be none
+    ids = tuple(numbers[name] for name in classes if name in numbers)
     return replace(dataset, records=records, classes=tuple(classes), category_ids=ids)
 
 
@@ -188,7 +189,8 @@ def check_disjoint(labeled: Sequence[Record], unlabeled: Sequence[Record], val: 
     if groups:
         found = tested or groups
         first = found[0][0]
-        second = next(path for path in found[0] if files[path] != files[first])
+        others = [path for path in found[0] if files[path] != files[first]]
+        second = max(others, key=lambda path: files[path] == VALIDATION)
         told = f"{first} ({files[first]}) and {second} ({files[second]}) are the same image, byte for byte "
         told += f"({len(found)} such in all)"
         if tested:

@@ -85,9 +85,16 @@ def tensors_by_name(content: Any, path: str | Path) -> dict[str, Tensor]:
         strange = value.layout != torch.strided or value.is_quantized or value.device.type != "cpu"
         if strange:
             raise TorchFileError(f"{path}: {name} is sparse, quantised or without values; expected plain numbers")
-        if value.is_floating_point() and not value.isfinite().all():
+        if not finite(value):
             raise TorchFileError(f"{path}: {name} holds NaN or infinite values; such a model finds nothing")
     return {name.removeprefix("module."): value for name, value in found.items()}
+
+
+def finite(value: Tensor) -> bool:
+    """Whether all numbers of a tensor are finite."""
+    if not value.is_floating_point():
+        return True
+    return bool((value if value.element_size() > 1 else value.float()).isfinite().all())  # torch has none for 8 bits
 
 
 def _kind(path: Path) -> str:

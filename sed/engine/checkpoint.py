@@ -19,7 +19,7 @@ from torch import Tensor
 from sed.data.torch_files import TorchFileError, tensors_by_name
 from sed.detectors.base import Detector
 from sed.methods.base import Method
-from sed.runtime.checkpoint_files import CheckpointError, checkpoint_path, prune, read, save_atomic
+from sed.runtime.checkpoint_files import REMEDY, CheckpointError, checkpoint_path, prune, read, save_atomic
 
 FORMAT = 1
 _PREFIXES = {"student": "student.", "teacher": "teacher.module."}  # names within Method.state_dict()
@@ -40,7 +40,10 @@ def read_full(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: as `read`; also for another kind of file.
     """
-    content = read(path)
+    try:
+        content = read(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; {REMEDY}") from None
     if content.get("format") != FORMAT or "method" not in content:
         raise CheckpointError(f"{path}: not a checkpoint of this trainer (format {FORMAT}); it cannot be resumed")
     return content
@@ -175,4 +178,6 @@ def plain_weights(detector: Detector) -> OrderedDict[str, Tensor]:
 def classes_of(content: Mapping[str, Any]) -> tuple[str, ...]:
     """The names of the classes that a file's content was trained for; empty: it does not say."""
     names = content.get("fingerprint", {}).get("classes") if is_full(content) else getattr(content, "classes", None)
-    return tuple(names or content.get("classes") or ())
+    names = names or content.get("classes")
+    good = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+    return tuple(names) if good else ()

@@ -138,6 +138,9 @@ class Trainer:
         batches = {name: iter(stream) for name, stream in self.streams.items()}
         save_due = False
         try:
+            if self.evaluate and counters.owed:
+                reporter.write(self.step, self._evaluated(self.evaluate))
+                self.save()
             while self.step < o.max_iter:
                 # --- one step
                 lr = self.learning_rate.apply(self.optimizer, self.step)
@@ -220,25 +223,34 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------ evaluation
     def _evaluated(self, evaluate: Callable[[Detector], Results]) -> Results:
-        """`_evaluate`; where that fails, such as at a test image that cannot be read, the steps so far are not lost."""
+        """`_evaluate`; where that fails, such as at a test image that cannot be read, the steps so far are not lost.
+
+        A resumed run begins with the evaluation.
+        """
         try:
-            return self._evaluate(evaluate)
+            results = self._evaluate(evaluate)
         except Exception:
             if world_size() == 1 and self.counters.skipped_in_row == 0:  # saving is a matter of all processes
+                self.counters.owed = True
                 self.save()
                 log.error("the evaluation at step %d failed; the steps so far are in %s", self.step, self.folder)
             raise
+        self.counters.owed = False
+        return results
 
     def _evaluate(self, evaluate: Callable[[Detector], Results]) -> Results:
         """Evaluate student and teacher, keep the best teacher; random numbers and train mode stay as they were."""
         state = rng_state()
         c = self.counters
-        c.last = {"student": evaluate(self.method.student)}
-        if self.step <= self.method.schedule.burn_in:  # the teacher is a copy until then
-            c.last["teacher"] = dict(c.last["student"])
-        else:
-            c.last["teacher"] = evaluate(self.method.teacher.module)
-        set_rng_state(state)
+        try:
+            found = {"student": evaluate(self.method.student)}
+            if self.step <= self.method.schedule.burn_in:  # the teacher is a copy until then
+                found["teacher"] = dict(found["student"])
+            else:
+                found["teacher"] = evaluate(self.method.teacher.module)
+        finally:
+            set_rng_state(state)
+        c.last = found
         ap, best = c.last["teacher"]["AP"], c.best.get("AP", math.nan)
         log.info("step %d: AP student %.2f, teacher %.2f", self.step, c.last["student"]["AP"], ap)
         if not c.best or math.isnan(best) or ap > best:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, is_dataclass
-from math import inf, isfinite
+from math import inf
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
@@ -64,7 +64,7 @@ def unlikely(value: Any) -> bool:
     """Whether a value is, or holds, a number that is infinite, no number, or larger than `LARGEST`."""
     if isinstance(value, (list, tuple)):
         return any(map(unlikely, value))
-    return isinstance(value, (int, float)) and not (isfinite(value) and abs(value) <= LARGEST)
+    return isinstance(value, (int, float)) and not abs(value) <= LARGEST
 
 
 def _range(low: float, high: float) -> str:

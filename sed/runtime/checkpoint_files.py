@@ -10,6 +10,8 @@ import torch
 
 from sed.data.torch_files import TorchFileError, read_torch
 
+REMEDY = "move it away to go on from the one before, or from the start"  # of a checkpoint that cannot be resumed
+
 
 class CheckpointError(RuntimeError):
     """A file that cannot be read or does not fit; the message names file, first difference and remedy."""

@@ -28,6 +28,7 @@ class Counters:
         best_step: steps done when the best teacher was evaluated; -1 before the first evaluation.
         best: the best teacher's evaluation.
         last: "student" | "teacher" -> the last evaluation.
+        owed: whether an evaluation failed that is to be made before the next step.
     """
 
     skipped: int = 0
@@ -37,6 +38,7 @@ class Counters:
     best_step: int = -1
     best: dict[str, float] = field(default_factory=dict)
     last: dict[str, dict[str, float]] = field(default_factory=dict)
+    owed: bool = False
 
 
 def count_step(counters: Counters, good: bool, step: int, limit: int, last_good: Callable[[], Path | None]) -> None:

@@ -257,8 +257,7 @@ def run(check: Check, only: tuple[str, ...]) -> Iterator[tuple[str, bool]]:
     report = Report(check, TABLES)
     for part in only:
         report.start(part)
-    report.save()
-    for part in only:
+        report.save()
         try:
             good = PARTS[part](check, report)
         except (Exception, SystemExit) as error:

@@ -34,7 +34,7 @@ def collect(output: Path, path: Path) -> int:
     Raises:
         ConfigError: where the file is another one.
     """
-    runs = dict(_read(path)) if path.exists() else {}
+    runs = read_kept(path) if path.exists() else {}
     for result in output.rglob(RESULT):
         asked = result.with_name(ASKED)
         runs[str(result.parent.relative_to(output))] = (json.loads(asked.read_text()), json.loads(result.read_text()))
@@ -50,25 +50,12 @@ def collect(output: Path, path: Path) -> int:
     return len(runs)
 
 
-def restore(path: Path, output: Path) -> int:
-    """Put the runs of a file into a study's folder, each where nothing is; returns how many.
+def read_kept(path: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Folder below the study's -> what was asked for, and the result.
 
     Raises:
         ConfigError: where the file is another one.
     """
-    count = 0
-    for name, (asked, result) in _read(path).items():
-        folder = output / name
-        if not folder.exists():
-            folder.mkdir(parents=True)
-            save_text(json.dumps(asked, indent=1), folder / ASKED)
-            save_text(json.dumps(result, indent=1), folder / RESULT)
-            count += 1
-    return count
-
-
-def _read(path: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-    """Folder -> what was asked for, and the result."""
     try:
         content = json.loads(path.read_text())
         if content["format"] != FORMAT:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sed.config import ConfigError, read_yaml
+from sed.studies.halves import HALVES
 from sed.studies.wording import slug
 
 Words = tuple[str, ...]  # KEY, VALUE, KEY, VALUE, ...
@@ -177,7 +179,9 @@ def _mistakes(study: Study) -> list[tuple[object, str]]:
     clashes = [kind for kind, group in names if len({slug(name).lower() for name in group}) < len(group)]
     limits = [case for method in methods.values() for case in method.cases]
     unknown = sorted({case for case in (*study.tune_cases, *limits) if case not in study.cases})
-    both = sorted({c.test for c in study.cases.values()} & {c.tune for c in study.cases.values()})
+    tunes = [c.tune for c in study.cases.values()]
+    both = sorted({c.test for c in study.cases.values() if any(_overlap(c.test, tune) for tune in tunes)})
+    reference = methods.get(study.reference, StudyMethod())
     shared = sorted(set(study.seeds) & set(study.tune_seeds))
     return [
         (strangers, f"reference, upper_bound and equal_seconds name {', '.join(strangers)}; {known}"),
@@ -193,11 +197,23 @@ def _mistakes(study: Study) -> list[tuple[object, str]]:
         ),
         (unknown, f"tune_cases and cases of methods name {', '.join(unknown)}; the cases are {', '.join(study.cases)}"),
         (methods[study.baseline].cases, f"{study.baseline} is the supervised baseline: it is in all cases"),
+        (reference.cases, f"{study.reference} is what others are compared with: it is in all cases"),
         (shared, f"seeds and tune_seeds share {shared}: what is chosen on a seed is not reported on it"),
-        (both, f"tune and test are both {', '.join(both)}: nothing may be chosen on what is reported"),
+        (
+            both,
+            f"tune and test are both {', '.join(both)}, or share it: nothing may be chosen on what is reported",
+        ),
         (clashes, f"{', '.join(clashes)}: two names would share a folder; rename one"),
         (TUNE in map(slug, study.cases), f"a case may not be called {TUNE}: that is the folder of the choices"),
     ]
+
+
+def _overlap(test: str, tune: str) -> bool:
+    """Whether two sets may share an image, by their names: equal ones, or a whole and its half."""
+    split = [name.rpartition(", ") if name.endswith(HALVES) else (name, "", "") for name in (test, tune)]
+    (a, _, first), (b, _, second) = split
+    same = bool(a and b) and os.path.normpath(a) == os.path.normpath(b)
+    return same and not (first and second and first != second)
 
 
 def _cases(path: str, study: Mapping[str, Any]) -> dict[str, StudyCase]:

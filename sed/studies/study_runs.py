@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 import shutil
@@ -51,6 +52,7 @@ AFTER_BURN_IN = (
 )
 POLL_SECONDS = 0.2
 Result = dict[str, Any]
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,7 @@ class Runner:
         self.config_file, self._load, self.bar = str(config_file), load, bar
         self.train, self.evaluate, self.jobs = train, evaluate, jobs
         self.train_flags: Words = ()  # of every training, such as --num-gpus 8
+        self.kept: dict[Path, tuple[dict, Result]] = {}  # folder -> what a finished run was asked for, and its result
         self._configs: dict[Words, dict[str, Any]] = {}
         self._defaults: dict[str, Any] = {}
         self._code = code_version()
@@ -255,18 +258,32 @@ class Runner:
         return {"config": cfg, "defaults": self._defaults}
 
     def _check(self, run: Run) -> None:
-        """Raise ConfigError where the run's folder holds another run."""
+        """Raise ConfigError where the run's folder holds another run; take one that is kept, where it is the same."""
         if not run.folder.exists():
+            asked, result = self.kept.get(run.folder, ({}, {}))
+            if (
+                asked
+                and not self._changed(run, asked)
+                and result.get("test") == self._test(run, self.config(run.words))
+            ):
+                run.folder.mkdir(parents=True)
+                save_text(json.dumps(asked, indent=1), run.folder / ASKED)
+                save_text(json.dumps(result, indent=1), run.folder / RESULT)
+            elif asked:
+                _log.warning("%s: the study asks for another run than is kept; it is made anew", run.folder)
             return
         try:
             there = json.loads((run.folder / ASKED).read_text())
         except FileNotFoundError:
             raise ConfigError(f"{run.folder}: no {ASKED}, so no study made it; choose another --output") from None
-        if changed := differences(there, self._asked(self.config(run.words))):
+        if changed := self._changed(run, there):
             raise ConfigError(
                 f"{run.folder}: the study has changed since this run ({'; '.join(changed)}); delete the folder to run "
                 "it anew, or give the old values"
             )
+
+    def _changed(self, run: Run, there: Mapping[str, Any]) -> list[str]:
+        return differences(there, self._asked(self.config(run.words)))
 
     def _identity(self, run: Run) -> str:
         cfg = self.config(run.words)

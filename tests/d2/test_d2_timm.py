@@ -68,7 +68,9 @@ def test_pixels_are_rgb_also_on_a_zoo_config(tmp_path):
     words = f"{WORDS} MODEL.META_ARCHITECTURE ScaleConsistentRCNN".split()
     cfg = load_config(str(zoo), words)
     assert cfg.INPUT.FORMAT == "RGB"
-    assert cfg.MODEL.PIXEL_STD[0] > 50  # of pixels in 0..255
+    assert cfg.MODEL.PIXEL_STD == pytest.approx([127.5] * 3)  # timm's, not Caffe's
+    given = load_config(str(zoo), [*words, "MODEL.PIXEL_MEAN", "[127,127,127]", "MODEL.PIXEL_STD", "[128,128,128]"])
+    assert (given.MODEL.PIXEL_MEAN, given.MODEL.PIXEL_STD) == ([127] * 3, [128] * 3)
     with pytest.raises(
         ConfigError, match=r"INPUT\.FORMAT is BGR: the weights of timm:tf_efficientnet_lite0 expect RGB"
     ):

@@ -44,7 +44,7 @@ def test_what_is_unambiguous_is_read_and_counted(make_coco, plain, caplog, chang
     assert rows(found) == rows(plain)
     assert (found.classes, found.category_ids) == (plain.classes, plain.category_ids)
     assert [(r["height"], r["width"]) for r in found.records] == [(r["height"], r["width"]) for r in plain.records]
-    (message,) = [r.getMessage() for r in caplog.records]
+    (message,) = {r.getMessage() for r in caplog.records}
     assert re.search(r"set\.json: \d+ values of another type were converted, such as \w+\[0\]\.\w+ ", message)
 
 

@@ -117,8 +117,16 @@ def test_labelled_images_are_left_out_of_the_unlabelled(loaders, make_coco, capl
     with caplog.at_level(logging.WARNING):
         assert len(run(loaders("train", 0), loaders("copy", 0)).unlabeled) == 6
     assert "are the same image, byte for byte (6 such in all); the second is trained on without" in caplog.text
-    with pytest.raises(DataError, match=r"there is no unlabelled image"):
+    with pytest.raises(DataError, match=r"all 2 images of DATASETS.UNLABELED are labelled ones of .*all/set\.json"):
         run(some, some)
+    coco.content["images"] = content  # all are listed, two have boxes: the others are unlabelled
+    every = partial(load_dataset, str(coco.write()))
+    for filter_empty, count in ((True, 4), (False, 0)):
+        if count:
+            assert len(run(every, folder, filter_empty=filter_empty).unlabeled) == count
+        else:
+            with pytest.raises(DataError, match="all 6 images of"):
+                run(every, folder, filter_empty=filter_empty)
 
 
 def test_all_sets_have_the_same_classes(loaders, make_coco) -> None:

@@ -54,6 +54,15 @@ def test_links_are_followed_and_nothing_is_taken_twice(tmp_path):
     assert left_out["no regular file"] == ["dead.jpg"]
 
 
+def test_a_folder_comes_before_links_to_it(tmp_path):
+    make(tmp_path, "z/1.jpg")
+    (tmp_path / "a").symlink_to(tmp_path / "z")
+    assert names(tmp_path) == ["z/1.jpg"]
+    assert look_through(tmp_path).left_out == {"linked twice": ["a"]}
+    with pytest.raises(DataError, match="nowhere: no such folder"):
+        look_through(tmp_path / "nowhere")
+
+
 def test_a_linked_folder_itself(tmp_path):
     (tmp_path / "link").symlink_to(make(tmp_path / "real", "a.jpg", "b/c.jpg"))
     assert names(tmp_path / "link") == ["a.jpg", "b/c.jpg"]
@@ -81,7 +90,7 @@ def test_one_line_counts_what_is_left_out(tmp_path, caplog, monkeypatch):
     make(tmp_path, "a.jpg", "._a.jpg", "b.txt", "c.gif")
     with caplog.at_level(logging.WARNING):
         assert [path.name for path in list_images(tmp_path)] == ["a.jpg"]
-    (message,) = [record.getMessage() for record in caplog.records]
+    (message,) = {record.getMessage() for record in caplog.records if record.name == "sed.data.folders"}
     assert message == (f"{tmp_path}: 1 images; left out: 1 hidden (such as ._a.jpg); 2 of other kinds (such as b.txt)")
     (tmp_path / "a.jpg").unlink()
     with pytest.raises(DataError, match=r"no image in this folder; looked for .jpg, .*; left out: 1 hidden"):

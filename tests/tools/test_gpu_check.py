@@ -87,7 +87,6 @@ def test_figures_of_another_machine_or_size_are_not_kept(tmp_path):
 
 def test_a_part_that_fails_does_not_end_the_others(tmp_path, monkeypatch):
     def out_of_memory(check, report):
-        assert report.rows["training"] == []  # forgotten before the first part is measured
         report.add("outside", {"what": "one", "measured": 1.0})
         raise RuntimeError("CUDA out of\nmemory")
 

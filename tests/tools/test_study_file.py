@@ -103,6 +103,12 @@ def test_a_case_may_have_its_own_sets(tmp_path) -> None:
         ({"tune_seeds": []}, "rival are tuned; give tune and tune_seeds"),
         ({"test": ""}, "case few: it has no test, nor has the study"),
         ({"cases": {"few": {"test": "digits_tune"}, "x": ""}}, "tune and test are both digits_tune"),
+        (
+            {"tune": "v.json", "test": "v.json, second half"},
+            "tune and test are both v.json, second half",
+        ),
+        ({"tune": "./v.json, first half", "test": "v.json, first half"}, "tune and test are both v.json, first half"),
+        ({"methods": {**METHODS, "plus": {"cases": ["few"]}}}, "plus is what others are compared with: it is in all"),
         ({"cases": {"few": {"tests": "a"}}}, "case few: unknown key tests; the nearest of .* is test"),
         ({"cases": {"few": {"like": "more"}, "more": ""}}, "case few: like names more; before it are none"),
         ({"tune_cases": ["few", "many"]}, "tune_cases and cases of methods name many; the cases are few, more"),

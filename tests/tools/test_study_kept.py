@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 
 import pytest
@@ -12,7 +13,7 @@ from tqdm import tqdm
 
 from sed.config import ConfigError
 from sed.studies.halves import half_of
-from sed.studies.kept_runs import collect, restore
+from sed.studies.kept_runs import collect, read_kept
 from sed.studies.study_file import read_study
 from sed.studies.study_runs import differences
 from sed.studies.wording import slug
@@ -38,12 +39,18 @@ def test_a_study_goes_on_from_the_file_alone(desk, tmp_path):
 
 
 @pytest.mark.slow
-def test_another_config_than_that_of_a_kept_run_is_refused(desk, tmp_path):
+def test_what_the_study_asks_for_otherwise_now_is_made_anew(desk, tmp_path, caplog, monkeypatch):
+    """Another config, or another set to test on: the weights are gone, and the old result is not this one's."""
+    monkeypatch.setattr(logging.getLogger("sed"), "propagate", True)
     kept = tmp_path / "runs.json"
-    desk.run("--kept", str(kept))
-    shutil.rmtree(desk.output)
-    with pytest.raises(SystemExit, match=r"the study has changed since this run \(SOLVER.BASE_LR"):
-        desk.run("--kept", str(kept), options="ENGINE torchvision SOLVER.BASE_LR 0.5")
+    desk.run("--kept", str(kept), "--only", "control")
+    before = len(desk.calls)
+    for change in ({"options": "ENGINE torchvision SOLVER.BASE_LR 0.5"}, {"test": "digits_hard_test"}):
+        shutil.rmtree(desk.output)
+        desk.run("--kept", str(kept), "--only", "control", **change)
+        assert len(desk.calls) == before
+        assert "the study asks for another run than is kept; it is made anew" in caplog.text
+        caplog.clear()
 
 
 def test_what_is_kept_comes_back(tmp_path):
@@ -59,37 +66,38 @@ def test_what_is_kept_comes_back(tmp_path):
     assert collect(tmp_path / "out", tmp_path / "runs.json") == 2
     shutil.rmtree(tmp_path / "out" / "a" / "x-0")
     assert collect(tmp_path / "out", tmp_path / "runs.json") == 2  # what is not here now stays in the file
-    assert restore(tmp_path / "runs.json", tmp_path / "new") == 2
-    assert restore(tmp_path / "runs.json", tmp_path / "new") == 0
-    for name, content in asked.items():
-        assert json.loads((tmp_path / "new" / name / "asked.json").read_text()) == content
-        assert json.loads((tmp_path / "new" / name / "result.json").read_text())["steps"] == len(name)
+    found = read_kept(tmp_path / "runs.json")
+    assert {name: run[0] for name, run in found.items()} == asked
+    assert {name: run[1]["steps"] for name, run in found.items()} == {name: len(name) for name in asked}
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "asked": {}, "runs": {"a": {}}}'])
 def test_another_file_is_refused(tmp_path, text):
     (tmp_path / "runs.json").write_text(text)
     with pytest.raises(ConfigError, match=r"runs\.json: "):
-        restore(tmp_path / "runs.json", tmp_path / "out")
+        read_kept(tmp_path / "runs.json")
 
 
-def test_the_runs_of_the_photos_study_are_those_that_it_asks_for_today(tmp_path, monkeypatch):
+def test_the_runs_of_the_photos_study_are_those_that_it_asks_for_today(monkeypatch):
     """Else it could not go on from docs/results/runs."""
     monkeypatch.chdir(ROOT)
     found = read_study("configs/studies/photos.yaml")
-    assert restore(ROOT / "docs/results/runs/photos.json", tmp_path) > 0
+    kept = read_kept(ROOT / "docs/results/runs/photos.json")
+    assert kept
     with tqdm(disable=True) as bar:
         runner = study.make_runner(found.config, 1, bar)
-        for asked in tmp_path.glob("tune/*/*/asked.json"):
-            case = next(name for name in found.chosen_in if slug(name) == asked.parents[1].name)
-            name, _, seed = asked.parent.name.rpartition("-")
+        for folder, (asked, result) in kept.items():
+            _, place, name = folder.split("/")
+            case = next(name for name in found.chosen_in if slug(name) == place)
+            name, _, seed = name.rpartition("-")
             rows = {slug(found.baseline): (found.baseline, {})}
             for method in found.tuned(found.methods):
                 for candidate in found.methods[method].candidates:
                     rows[f"{slug(method)}-{slug(candidate)}"] = (method, {method: candidate})
             method, chosen = rows[name]
             config = runner.config(found.words(case, method, int(seed), chosen))
-            assert differences(json.loads(asked.read_text()), {"config": config, "defaults": config}) == []
+            assert differences(asked, {"config": config, "defaults": config}) == []
+            assert result["test"]["dataset"] == found.cases[case].tune
 
 
 # ---------------------------------------------------------------------------------------------- halves
