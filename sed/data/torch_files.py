@@ -63,7 +63,7 @@ def read_torch(path: str | Path) -> Any:
             raise TorchFileError(
                 f"{path}: refused, it would run {code[1]}; expected tensors and numbers alone"
             ) from None
-        reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+        reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:200]
         raise TorchFileError(f"{path}: cannot be read; it seems to be {_kind(path)} ({reason})") from None
 
 

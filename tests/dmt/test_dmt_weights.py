@@ -154,7 +154,7 @@ def test_a_shape_that_does_not_fit_is_named(coco, tmp_path):
 
 def test_no_weights_file_at_all(tmp_path):
     (tmp_path / "text.pth").write_text("hello")
-    with pytest.raises(WeightsError, match=r"text.pth: not a weights file"):
+    with pytest.raises(WeightsError, match=r"text.pth: cannot be read; it seems to be no file of torch"):
         load_init(fresh(), str(tmp_path / "text.pth"))
 
 
