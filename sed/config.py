@@ -133,13 +133,13 @@ def read_yaml(path: Path, what: str = "config file") -> dict:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
         if isinstance(values, dict):
             leaves(values)  # ends where an anchor holds itself
+    except ConfigError:
+        raise
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such {what}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not a text in UTF-8 ({error.reason} at byte {error.start})") from None
     except (OSError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     except (yaml.YAMLError, RecursionError) as error:
         told = "nested too deep" if isinstance(error, RecursionError) else error

@@ -28,7 +28,15 @@ from sed.detectors.base import Detector
 from sed.detectors.detr_build import load_detr_weights
 from sed.detectors.timm_backbone import TimmFPN
 from sed.detectors.weights import WeightsError, load_body, read_state_dict
-from sed.runtime.checkpoint_files import REMEDY, CheckpointError, checkpoints, read, save_atomic
+from sed.runtime.checkpoint_files import (
+    REMEDY,
+    CheckpointError,
+    check_classes,
+    checkpoints,
+    names_of_classes,
+    read,
+    save_atomic,
+)
 
 PREFIXES = {"student": "method.student.", "teacher": "method.teacher.module."}
 CLASSES = "classes"  # the entry of the names of the classes
@@ -134,10 +142,8 @@ class RunCheckpointer(SafeCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         own, found = self.model.state_dict(), checkpoint["model"]
-        theirs, ours = checkpoint.pop(CLASSES, None), list(self.model.method.student.class_names)
-        if theirs and ours and theirs != ours:
-            file = self.get_checkpoint_file()
-            raise CheckpointError(f"{file}: trained for the classes {theirs}, in this order; the data here has {ours}")
+        file, ours = self.get_checkpoint_file(), self.model.method.student.class_names
+        check_classes(checkpoint.pop(CLASSES, None), ours, file)
         wrong = [name for name in own if name not in found or own[name].shape != found[name].shape]
         if wrong or len(found) != len(own):
             raise CheckpointError(
@@ -168,9 +174,8 @@ class _DetectorCheckpointer(SafeCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         self._compare_preprocessing(checkpoint.pop(TRAINED_FOR, None) or {})
-        names = checkpoint.pop(CLASSES, None)
-        good = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
-        self.model.class_names = tuple(names) if good and len(names) == self.model.num_classes else ()
+        names = names_of_classes(checkpoint.pop(CLASSES, None))
+        self.model.class_names = names if len(names) == self.model.num_classes else ()
         model, prefix = checkpoint["model"], PREFIXES[self.which]
         if any(name.startswith(prefix) for name in model):  # a full checkpoint of a run
             model = {n.removeprefix(prefix): v for n, v in model.items() if n.startswith(prefix)}

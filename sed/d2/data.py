@@ -52,8 +52,14 @@ def read_data(cfg: CfgNode) -> Data:
 
     Detectron2's evaluators read the test sets themselves, so that these must have the training set's order of classes.
     """
-    data = build_data(cfg, num_classes(cfg), load=datasets_of, load_tests=partial(build_test_sets, cfg))
-    for test in build_test_sets(cfg):
+    tests: list[Dataset] = []
+
+    def load_tests() -> list[Dataset]:
+        tests.extend(build_test_sets(cfg))
+        return tests
+
+    data = build_data(cfg, num_classes(cfg), load=datasets_of, load_tests=load_tests)
+    for test in tests:
         check_same_classes(data.labeled, test)
     return data
 

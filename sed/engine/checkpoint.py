@@ -19,7 +19,16 @@ from torch import Tensor
 from sed.data.torch_files import TorchFileError, tensors_by_name
 from sed.detectors.base import Detector
 from sed.methods.base import Method
-from sed.runtime.checkpoint_files import REMEDY, CheckpointError, checkpoint_path, prune, read, save_atomic
+from sed.runtime.checkpoint_files import (
+    REMEDY,
+    CheckpointError,
+    check_classes,
+    checkpoint_path,
+    names_of_classes,
+    prune,
+    read,
+    save_atomic,
+)
 
 FORMAT = 1
 _PREFIXES = {"student": "student.", "teacher": "teacher.module."}  # names within Method.state_dict()
@@ -97,9 +106,7 @@ def load_method(method: Method, full: Mapping[str, Any], path: str | Path) -> No
     """
     then, now = full.get("fingerprint", {}), fingerprint(method.student)
     what = f"{type(method.student).__name__} (made with {then}, here {now})" if then != now else "model"
-    theirs, ours = then.get("classes"), now["classes"]
-    if theirs and ours and theirs != ours:
-        raise CheckpointError(f"{path}: trained for the classes {theirs}, in this order; the data here has {ours}")
+    check_classes(then.get("classes"), now["classes"], path)
     own = method.state_dict()
     check_same_tensors(own, full["method"], path, what)
     method.load_state_dict({**own, **full["method"]})  # an old file has no counters of batch norm
@@ -178,6 +185,4 @@ def plain_weights(detector: Detector) -> OrderedDict[str, Tensor]:
 def classes_of(content: Mapping[str, Any]) -> tuple[str, ...]:
     """The names of the classes that a file's content was trained for; empty: it does not say."""
     names = content.get("fingerprint", {}).get("classes") if is_full(content) else getattr(content, "classes", None)
-    names = names or content.get("classes")
-    good = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
-    return tuple(names) if good else ()
+    return names_of_classes(names or content.get("classes"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,20 @@ REMEDY = "move it away to go on from the one before, or from the start"  # of a 
 
 class CheckpointError(RuntimeError):
     """A file that cannot be read or does not fit; the message names file, first difference and remedy."""
+
+
+def names_of_classes(found: Any) -> tuple[str, ...]:
+    """The names of the classes as a file has them; empty where it has none, or something else under that key."""
+    good = isinstance(found, (list, tuple)) and all(isinstance(name, str) for name in found)
+    return tuple(found) if good else ()
+
+
+def check_classes(theirs: Any, ours: Sequence[str], path: str | Path) -> None:
+    """Raise CheckpointError where a run would go on with other classes, or in another order; empty: not known."""
+    names = names_of_classes(theirs)
+    if names and ours and names != tuple(ours):
+        told = f"trained for the classes {list(names)}, in this order; the data here has {list(ours)}"
+        raise CheckpointError(f"{path}: {told}")
 
 
 def save_atomic(content: object, path: str | Path) -> None:

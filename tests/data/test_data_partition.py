@@ -101,7 +101,7 @@ def test_no_image_is_in_two_sets(loaders, make_coco) -> None:
 
 
 def test_labelled_images_are_left_out_of_the_unlabelled(loaders, make_coco, caplog, monkeypatch) -> None:
-    """All photos in one folder, some of them labelled; a copy under another name is told."""
+    """All photos in one folder, some of them labelled; a copy under another name is a warning."""
     monkeypatch.setattr(logging.getLogger("sed"), "propagate", True)
     coco = make_coco([(40, 60)] * 6, name="all")
     content = coco.content["images"]
