@@ -1,10 +1,11 @@
-"""Loads the data sets of DATASETS.*: names of known sets, COCO json files, and folders of images.
+"""Loads the data sets of DATASETS.*: names of known sets, COCO json files, YOLO and VOC sets, and folders of images.
 
 The result is a `Dataset` of records (`sed.data.records`).
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,9 +15,12 @@ from sed.data.coco import load_coco
 from sed.data.digits import VARIANTS, ensure_digits
 from sed.data.errors import DataError
 from sed.data.folders import list_images
+from sed.data.layouts import Layout, find_layout, split_of
 from sed.data.records import Dataset, image_record, join
 from sed.data.voc import load_voc
+from sed.data.yolo import load_yolo
 
+log = logging.getLogger(__name__)
 COCO_2017 = {
     "coco_2017_train": ("coco/annotations/instances_train2017.json", "coco/train2017"),
     "coco_2017_val": ("coco/annotations/instances_val2017.json", "coco/val2017"),
@@ -43,7 +47,9 @@ def load_dataset(source: str, image_root: str = "", labeled: bool = True) -> Dat
     """Read one data set.
 
     Args:
-        source: a name (see `known_names`), the path of a COCO json, or, unlabelled only, a folder of images.
+        source: a name (see `known_names`), the path of a COCO json or of YOLO's data.yaml, or a folder; without labels
+            its images, with labels the annotations that `sed.data.layouts` finds. A path of several splits may end in
+            ":train", ":val" or ":test".
         image_root: folder of a json's images; "": the json's folder, its subfolder `images`, or its subfolder named
             like the json.
         labeled: False drops all annotations.
@@ -67,16 +73,32 @@ def load_dataset(source: str, image_root: str = "", labeled: bool = True) -> Dat
     if source in VOC:
         folder, split = VOC[source]
         return load_voc(data_root() / folder, split, labeled=labeled, name=source)
-    path = Path(source)
-    if path.is_dir():
-        if labeled:
-            raise DataError(f"{source}: a folder holds no annotations; give a COCO json where labels are needed")
+    place, split = split_of(source)
+    path = Path(place)
+    if path.is_dir() and not labeled and not split:
         return load_folder(path)
-    if path.is_file():
-        return replace(load_coco(path, image_root, labeled), json_file=str(path))
+    if path.is_dir() or (path.is_file() and path.suffix in (".yaml", ".yml")):
+        return replace(load_layout(path, split, image_root, labeled), name=source)
+    if path.is_file() and not split:
+        return replace(load_coco(path, image_root, labeled), json_file=source)
     raise DataError(
         f"{source}: neither a file, a folder nor a known data set; the names are {', '.join(known_names())}"
     )
+
+
+def load_layout(path: Path, split: str = "", image_root: str = "", labeled: bool = True) -> Dataset:
+    """The data set of a folder or of a data.yaml; one line of the log says what it was taken for.
+
+    Raises:
+        DataError: see `sed.data.layouts` and the readers of the formats.
+    """
+    layout = find_layout(path, split) if path.is_dir() else Layout("YOLO", path, split or "train")
+    log.info("%s: taken for %s", path, layout)
+    if layout.kind == "YOLO":
+        return load_yolo(layout.path, layout.split, labeled)
+    if layout.kind == "VOC":
+        return load_voc_folder(layout.path, layout.split, labeled)
+    return replace(load_coco(layout.path, image_root, labeled), json_file=str(layout.path))
 
 
 def load_datasets(sources: Sequence[str], image_root: str = "", labeled: bool = True) -> Dataset:
