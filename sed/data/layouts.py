@@ -117,7 +117,11 @@ def _splits_named(path: Path) -> set[str]:
 def _voc(top: Path, split: str, must: bool) -> list[Layout]:
     lists = top / "ImageSets" / "Main"
     if (top / "Annotations").is_dir() and any((top / "Annotations").glob("*.xml")):
-        listed = [name for name in ((split, "trainval") if split == "train" else (split,)) if (lists / f"{name}.txt").is_file()]
+        listed = [
+            name
+            for name in ((split, "trainval") if split == "train" else (split,))
+            if (lists / f"{name}.txt").is_file()
+        ]
         if listed:
             return [Layout("VOC", top, listed[0])]
         return [] if must else [Layout("VOC", top)]

@@ -58,7 +58,9 @@ def load_yolo(source: str | Path, split: str = "train", labeled: bool = True) ->
     source = Path(source)
     description = find_yolo(source) if source.is_dir() else source
     if description is None:
-        raise DataError(f"{source}: no YOLO set; expected {' or '.join(_NAMES[:1])}, or images/, labels/ and classes.txt")
+        raise DataError(
+            f"{source}: no YOLO set; expected {' or '.join(_NAMES[:1])}, or images/, labels/ and classes.txt"
+        )
     if description.suffix == ".txt" or description.name == "obj.names":
         classes, top = _class_lines(description), source
         paths = list_images(top / "images" if split == "train" else top / "images" / split)
@@ -99,7 +101,9 @@ def _class_names(path: Path, names: Any) -> tuple[str, ...]:
     """The names by number, of a list or a mapping."""
     if isinstance(names, dict):
         if sorted(map(str, names)) != sorted(map(str, range(len(names)))):
-            raise DataError(f"{path}: names has the numbers {list(names)[:20]}; expected 0 to {len(names) - 1}, each once")
+            raise DataError(
+                f"{path}: names has the numbers {list(names)[:20]}; expected 0 to {len(names) - 1}, each once"
+            )
         names = [value for _, value in sorted(names.items(), key=lambda item: int(item[0]))]
     if not isinstance(names, list) or not names:
         raise DataError(f"{path}: names is {_short(names)}; expected the classes, a list or number: name")
@@ -118,10 +122,14 @@ def _images_of(path: Path, content: dict[str, Any], split: str) -> tuple[Path, l
     wanted = content.get(split) or (content.get("valid") if split == "val" else None)
     if not wanted:
         there = [name for name in SPLITS if content.get(name)]
-        raise DataError(f"{path}: it has no {split} images; it names {', '.join(there) or 'none of train, val and test'}")
+        raise DataError(
+            f"{path}: it has no {split} images; it names {', '.join(there) or 'none of train, val and test'}"
+        )
     places = wanted if isinstance(wanted, list) else [wanted]
     if not all(isinstance(place, str) and place for place in places):
-        raise DataError(f"{path}: {split} is {_short(wanted)}; expected a folder, a list of images in a .txt, or several")
+        raise DataError(
+            f"{path}: {split} is {_short(wanted)}; expected a folder, a list of images in a .txt, or several"
+        )
     root = content.get("path")
     base = path.parent if not isinstance(root, str) else path.parent / os.path.expanduser(root)
     found: list[Path] = []
@@ -161,7 +169,9 @@ def _listed(path: Path) -> list[Path]:
     images = [next((p for p in (path.parent / line, Path(line)) if p.is_file()), path.parent / line) for line in lines]
     for number, image in enumerate(images, 1):
         if image.suffix.lower() not in IMAGE_SUFFIXES or not image.is_file():
-            raise DataError(f"{path}: line {number} is {lines[number - 1]!r}; expected an image file, looked for {image}")
+            raise DataError(
+                f"{path}: line {number} is {lines[number - 1]!r}; expected an image file, looked for {image}"
+            )
     if not images:
         raise DataError(f"{path}: it lists no image")
     return images
@@ -194,7 +204,9 @@ def _add_labels(description: Path, records: list[Record], classes: Sequence[str]
         objects[record["image_id"]] = list(unique.values())
     if without == len(records):
         example = label_file(Path(records[0]["file_name"]))
-        raise DataError(f"{description}: none of its {len(records)} images has a label file; looked for {example} and so on")
+        raise DataError(
+            f"{description}: none of its {len(records)} images has a label file; looked for {example} and so on"
+        )
     alone = sorted({p for folder in {p.parent for p in present} for p in folder.glob("*.txt")} - present)
     alone = [path for path in alone if path.name not in ("classes.txt", "notes.txt", "README.txt")]
     parts = [f"{without} images have no label file and are background"] if without else []

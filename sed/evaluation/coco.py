@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from sed.core.structures import Detections, Images
 from sed.data.mapper import ImageInfo
@@ -107,9 +109,18 @@ def score(found: Sequence[dict[str, Any]], dataset: Dataset) -> Results:
     Image ids may be numbers or texts: they are renumbered in their order, which decides among detections of equal
     score, as pycocotools does with the ids themselves.
     """
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
+    run = compared(found, dataset)
+    with contextlib.redirect_stdout(io.StringIO()):
+        run.accumulate()
+    results = _summary(run.eval["precision"], run.params.iouThrs, dataset.classes, found)
+    return results | (voc_ap50(found, dataset) if is_voc(dataset) else {})
 
+
+def compared(found: Sequence[dict[str, Any]], dataset: Dataset) -> COCOeval:
+    """COCOeval with detections and ground truth matched (`evalImgs`), image by image, but not accumulated.
+
+    Its image ids count from 0 in the order of `sorted_ids`; its category ids are the contiguous classes.
+    """
     number = _numbers(dataset.records)
     images = [{"id": number[r["image_id"]], "height": r["height"], "width": r["width"]} for r in dataset.records]
     categories = [{"id": index, "name": name} for index, name in enumerate(dataset.classes)]
@@ -147,9 +158,7 @@ def score(found: Sequence[dict[str, Any]], dataset: Dataset) -> Results:
         run = COCOeval(*sides, iouType="bbox")
         run.params.maxDets = [1, 10, _MAX_DETECTIONS]
         run.evaluate()
-        run.accumulate()
-    results = _summary(run.eval["precision"], run.params.iouThrs, dataset.classes, predicted)
-    return results | (voc_ap50(found, dataset) if is_voc(dataset) else {})
+    return run
 
 
 def _summary(
@@ -179,9 +188,13 @@ def _summary(
 
 
 def _numbers(records: Sequence[Record]) -> dict[int | str, int]:
-    """Image id -> its place among the sorted ids; numbers come before texts."""
-    ids = sorted((record["image_id"] for record in records), key=lambda i: (isinstance(i, str), i))
-    return {image_id: index for index, image_id in enumerate(ids)}
+    """Image id -> its place in `sorted_ids`."""
+    return {image_id: index for index, image_id in enumerate(sorted_ids(records))}
+
+
+def sorted_ids(records: Sequence[Record]) -> list[int | str]:
+    """The image ids in the order of evaluation: numbers come before texts."""
+    return sorted((record["image_id"] for record in records), key=lambda i: (isinstance(i, str), i))
 
 
 def _gather(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -27,7 +27,14 @@ def _coco(data: Dataset, folder: Path, name: Callable[[str], str] = str) -> dict
     ]
     rows = [(i, a) for i, r in enumerate(data.records) for a in r["annotations"]]
     annotations = [
-        {"id": n, "image_id": i, "category_id": a["category_id"] + 1, "bbox": a["bbox"], "area": a["area"], "iscrowd": 0}
+        {
+            "id": n,
+            "image_id": i,
+            "category_id": a["category_id"] + 1,
+            "bbox": a["bbox"],
+            "area": a["area"],
+            "iscrowd": 0,
+        }
         for n, (i, a) in enumerate(rows, 1)
     ]
     categories = [{"id": k, "name": n} for k, n in enumerate(data.classes, 1)]
@@ -72,7 +79,9 @@ def label_studio(data: Dataset, folder: Path) -> None:
 def _yolo_lines(record: dict) -> str:
     h, w = record["height"], record["width"]
     boxes = [(a["category_id"], *a["bbox"]) for a in record["annotations"]]
-    return "".join(f"{k} {(x + bw / 2) / w:.6f} {(y + bh / 2) / h:.6f} {bw / w:.6f} {bh / h:.6f}\n" for k, x, y, bw, bh in boxes)
+    return "".join(
+        f"{k} {(x + bw / 2) / w:.6f} {(y + bh / 2) / h:.6f} {bw / w:.6f} {bh / h:.6f}\n" for k, x, y, bw, bh in boxes
+    )
 
 
 def yolo(data: Dataset, folder: Path, images: str = "images/train", labels: str = "labels/train") -> None:
