@@ -3,7 +3,7 @@
     COCO    _annotations.coco.json in train/, valid/, test/ (Roboflow); annotations/*.json (COCO, CVAT); labels.json
             beside data/ (FiftyOne); result.json beside images/ (Label Studio); any json of the folder itself
     YOLO    data.yaml, or images/, labels/ and classes.txt (`sed.data.yolo`)
-    VOC     Annotations/*.xml beside JPEGImages/, or xml files beside their images, in train/ and so on or the folder itself
+    VOC     Annotations/*.xml beside JPEGImages/; xml files beside their images, in train/ and so on or the folder
 
 A source of DATASETS.* may end in ":train", ":val" or ":test"; without it a folder's training split is meant.
 """

@@ -52,7 +52,7 @@ class Difference(NamedTuple):
 
 
 def matches(found: Sequence[dict[str, Any]], dataset: Dataset) -> list[ClassMatches]:
-    """The matches of detections (of `sed.evaluation.coco.detect_all`) with a set's objects by COCO's rules, by class."""
+    """What became of detections (of `sed.evaluation.coco.detect_all`) by COCO's rules, class by class."""
     run = compared(found, dataset)
     images, limit, thresholds = len(dataset.records), run.params.maxDets[-1], len(run.params.iouThrs)
     size = run.params.areaRngLbl.index(_ALL_SIZES)
