@@ -24,11 +24,12 @@ from sed.data.digits import ensure_digits
 from sed.data.errors import DataError
 from sed.data.records import Dataset
 from sed.engine import build, checkpoint
+from sed.evaluation.bootstrap import Difference, compare
 from sed.evaluation.coco import detect_all, format_table, score
 from sed.evaluation.pictures import draw_found, draw_truth
 from sed.evaluation.visualize import contact_sheet
 from sed.runtime.checkpoint_files import CheckpointError, checkpoint_path
-from sed.studies.report import RunResults, read_run, table_rows, verdict, write_report, write_results
+from sed.studies.report import RunResults, better_model, read_run, table_rows, verdict, write_report, write_results
 from sed.studies.side_by_side import Arm, ArmError, run_side_by_side
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,8 +70,10 @@ def main(arguments: list[str] | None = None) -> None:
     except (ArmError, CheckpointError, ConfigError, DataError) as error:
         sys.exit(f"error: {error}")
     baseline, treated = (read_run(arm.folder, arm.label) for arm in arms.values())
-    report(place / "report.html", baseline, treated, test, found, args.opts)
-    print(f"\n{format_table(table_rows(baseline, treated))}\n\n{verdict(baseline, treated)}\n")
+    before, after = found["supervised"][better_model(baseline)], found["sed_plus"]["teacher"]
+    difference = compare(before, after, test)["AP"]
+    report(place / "report.html", baseline, treated, test, found, args.opts, difference)
+    print(f"\n{format_table(table_rows(baseline, treated))}\n\n{verdict(baseline, treated, difference)}\n")
     print(f"Report: {place}/report.html")
 
 
@@ -95,26 +98,33 @@ def make_arm(method: str, place: Path, opts: list[str], cfg: CfgNode) -> Arm:
     return Arm(ARMS[method], [sys.executable, *words], folder, steps, alone)
 
 
-def evaluate(cfg: CfgNode, folder: Path, test: Dataset) -> tuple[dict[str, dict[str, float]], list[dict]]:
-    """Scores of a run's last student and teacher, and the teacher's detections."""
-    device, scores, found = build.resolve_device(cfg.MODEL.DEVICE), {}, []
+def evaluate(cfg: CfgNode, folder: Path, test: Dataset) -> tuple[dict[str, dict[str, float]], dict[str, list[dict]]]:
+    """Scores and detections of a run's last student and teacher."""
+    device, scores, found = build.resolve_device(cfg.MODEL.DEVICE), {}, {}
     for which in ("student", "teacher"):
         detector = build.build_student(cfg, "")
         checkpoint.load_weights(detector, checkpoint_path(folder, cfg.SOLVER.MAX_ITER), which)
-        found = detect_all(detector.to(device), build.batches_of(cfg, test, detector.size_divisibility)(), device)
-        scores[which] = score(found, test)
+        batches = build.batches_of(cfg, test, detector.size_divisibility)()
+        found[which] = detect_all(detector.to(device), batches, device)
+        scores[which] = score(found[which], test)
     return scores, found
 
 
 def report(
-    path: Path, baseline: RunResults, treated: RunResults, test: Dataset, found: dict[str, list], opts: list[str]
+    path: Path,
+    baseline: RunResults,
+    treated: RunResults,
+    test: Dataset,
+    found: dict[str, dict[str, list]],
+    opts: list[str],
+    difference: Difference,
 ) -> None:
     """Write the page with the first test images."""
     rows = [
         [(draw_truth(record, test.classes, CELL), "ground truth")]
         + [
-            (draw_found(record, boxes, test.classes, SHOWN_SCORE, CELL), run.label)
-            for run, boxes in zip((baseline, treated), found.values(), strict=True)
+            (draw_found(record, rows["teacher"], test.classes, SHOWN_SCORE, CELL), run.label)
+            for run, rows in zip((baseline, treated), found.values(), strict=True)
         ]
         for record in test.records[:SHOWN]
     ]
@@ -126,6 +136,7 @@ def report(
         sheet=contact_sheet(rows, CELL),
         sheet_caption=f"The first {SHOWN} images of {TEST_SET}, not selected. Detections of the EMA teachers "
         f"with a score of at least {SHOWN_SCORE}; a colour is a class.",
+        difference=difference,
         commands=[shlex.join(["python", "tools/quickstart.py", *opts]) + "   # runs both of the following"],
     )
 

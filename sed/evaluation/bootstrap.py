@@ -20,6 +20,7 @@ from sed.data.records import Dataset
 from sed.evaluation.coco import compared
 
 DRAWS, LEVEL = 1000, 0.95
+RECALLS = np.linspace(0.0, 1.0, 101)
 _ALL_SIZES = "all"
 
 
@@ -85,21 +86,35 @@ def average_precision(of: Sequence[ClassMatches], draws: NDArray[np.int64]) -> N
     Returns:
         [B, K]; NaN where a draw has no object of a class.
     """
-    recalls = np.linspace(0.0, 1.0, 101)
     result = np.full((len(draws), len(of)), np.nan)
     for k, one in enumerate(of):
-        objects = draws @ one.objects  # [B]
-        weights = draws[:, one.image]  # [B, D]
-        for b in np.flatnonzero(objects):
-            right = np.cumsum(weights[b] * one.right, axis=1)  # [T, D]
-            wrong = np.cumsum(weights[b] * ~(one.right | one.ignored), axis=1)
-            recall = right / objects[b]
-            precision = right / np.maximum(right + wrong, np.spacing(1))
-            envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-            envelope = np.concatenate([envelope, np.zeros((len(envelope), 1))], axis=1)  # recalls never reached
-            at = [np.searchsorted(row, recalls, side="left") for row in recall]
-            result[b, k] = 100 * np.mean(np.take_along_axis(envelope, np.array(at), axis=1))
+        at = [np.flatnonzero(row) for row in one.right]  # precision is highest at right detections
+        for b in np.flatnonzero(draws @ one.objects):
+            weights = draws[b, one.image]  # [D]
+            objects = draws[b] @ one.objects
+            counted = np.cumsum(weights)
+            precisions = [
+                _mean_precision(
+                    weights[here], (np.cumsum(weights * ~ignored) if ignored.any() else counted)[here], objects
+                )
+                for here, ignored in zip(at, one.ignored, strict=True)
+            ]
+            result[b, k] = 100 * np.mean(precisions)
     return result
+
+
+def _mean_precision(right: NDArray[np.int64], counted: NDArray[np.int64], objects: int) -> float:
+    """The mean over 101 recalls of the precision.
+
+    Args:
+        right: [R] how often each right detection is there, by falling score.
+        counted: [R] how many detections there are up to each.
+        objects: to be found, > 0.
+    """
+    reached = np.cumsum(right)
+    precision = reached / np.maximum(counted, 1)
+    envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)  # 0: recalls never reached
+    return float(envelope[np.searchsorted(reached / objects, RECALLS, side="left")].mean())
 
 
 def compare(

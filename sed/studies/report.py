@@ -23,6 +23,7 @@ import cv2
 import numpy as np
 import yaml
 
+from sed.evaluation.bootstrap import Difference
 from sed.evaluation.page import PAGE
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -148,12 +149,22 @@ def table_rows(*runs: RunResults) -> dict[str, dict[str, float]]:
     return {f"{run.label}, {MODELS[m]}": run.scores[m] for run in runs for m in MODELS if m in run.scores}
 
 
-def verdict(baseline: RunResults, treated: RunResults) -> str:
-    """What the treatment changed, in one sentence made from the numbers.
+def better_model(run: RunResults) -> str:
+    """Which of a run's models has the higher AP: "student" or "teacher"."""
+    return max(run.scores, key=lambda m: _finite(run.scores[m].get("AP"), -1.0))
+
+
+def verdict(baseline: RunResults, treated: RunResults, difference: Difference | None = None) -> str:
+    """What the treatment changed, in sentences made from the numbers.
 
     Its teacher is compared with that one of the baseline's two models that has the higher AP.
+
+    Args:
+        baseline: the run to compare with.
+        treated: the run with the method.
+        difference: in AP between these two models, with its interval (`sed.evaluation.bootstrap`).
     """
-    reference = max(baseline.scores, key=lambda m: _finite(baseline.scores[m].get("AP"), -1.0))
+    reference = better_model(baseline)
     before, after = baseline.scores[reference], treated.scores["teacher"]
     if not all(math.isfinite(_finite(s.get("AP"), math.nan)) for s in (before, after)):
         return f"No AP could be measured on {treated.dataset or 'the test set'}, so nothing can be said."
@@ -169,7 +180,17 @@ def verdict(baseline: RunResults, treated: RunResults) -> str:
     gain50 = _finite(after.get("AP50"), math.nan) - _finite(before.get("AP50"), math.nan)
     sentence += f" and {gain50:+.1f} AP50" if math.isfinite(gain50) else ""
     ratio = treated.seconds / baseline.seconds if baseline.seconds else math.nan
-    return sentence + (f", at {ratio:.1f} times the seconds." if math.isfinite(ratio) else ".")
+    sentence += f", at {ratio:.1f} times the seconds." if math.isfinite(ratio) else "."
+    return sentence + (_luck(difference) if difference else "")
+
+
+def _luck(difference: Difference) -> str:
+    """Whether a difference may be the luck of the test images."""
+    low, high = difference.low, difference.high
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return ""
+    told = f"95 % interval over the choice of test images: {low:+.1f} to {high:+.1f} AP"
+    return f" {told}." if low > 0 or high < 0 else f" That may be luck: it holds 0 ({told})."
 
 
 def _finite(value: float | None, otherwise: float) -> float:
@@ -242,6 +263,7 @@ def write_report(
     sheet: np.ndarray | None = None,
     sheet_caption: str = "",
     commands: Sequence[str] = (),
+    difference: Difference | None = None,
 ) -> None:
     """Write the page.
 
@@ -253,6 +275,7 @@ def write_report(
         sheet: contact sheet [H, W, 3] uint8 RGB.
         sheet_caption: how its images and boxes were chosen.
         commands: what to type to make all of this again; the runs' own commands follow.
+        difference: see `verdict`.
     """
     rows = table_rows(baseline, treated)
     best = {m: max((_finite(s.get(m), -1.0) for s in rows.values()), default=0.0) for m in METRICS}
@@ -285,7 +308,7 @@ def write_report(
         )
     page = PAGE.substitute(
         title=html.escape(title),
-        verdict=html.escape(verdict(baseline, treated)),
+        verdict=html.escape(verdict(baseline, treated, difference)),
         tiles=tiles,
         dataset=html.escape(treated.dataset or "the test set"),
         head="".join(f"<th>{m}</th>" for m in METRICS),

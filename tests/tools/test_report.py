@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
+from sed.evaluation.bootstrap import Difference
 from sed.studies.report import (
     ReportError,
     config_difference,
@@ -94,6 +95,14 @@ def test_the_verdict_follows_the_numbers(runs, tmp_path):
     assert "did not change" in verdict(control, equal)
     unknown = read_run(make_run(tmp_path / "e", "sed", 45.0, teacher_ap=math.nan), "SED")
     assert "nothing can be said" in verdict(control, unknown)
+
+
+def test_the_verdict_says_whether_it_may_be_luck(runs):
+    said = verdict(*runs, Difference(5.0, 2.1, 7.9))
+    assert said.endswith("times the seconds. 95 % interval over the choice of test images: +2.1 to +7.9 AP.")
+    said = verdict(*runs, Difference(5.0, -0.5, 7.9))
+    assert "That may be luck: it holds 0 (95 % interval over the choice of test images: -0.5 to +7.9 AP)." in said
+    assert verdict(*runs, Difference(5.0, math.nan, math.nan)) == verdict(*runs)
 
 
 def test_the_control_is_represented_by_its_better_model(tmp_path):
