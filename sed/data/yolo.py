@@ -2,8 +2,8 @@
 
     data.yaml                 path, train, val, test; names: a list, or number -> name
     images/train/a.jpg        its labels: labels/train/a.txt, the last `images` of the path replaced; or beside it
-    labels/train/a.txt        a line an object: class cx cy w h, as shares of the image's sides; or class x1 y1 x2 y2 and
-                              so on, a polygon, whose box is taken
+    labels/train/a.txt        a line an object: class cx cy w h, as shares of the image's sides; or class x1 y1 x2 y2
+                              and so on, a polygon, whose box is taken
 
 An image without a label file is background. Image ids are the paths below the set's folder.
 """

@@ -288,7 +288,7 @@ def write_report(
     tiles = "".join(_tile(name, baseline, treated) for name in ("AP", "AP50", "APs"))
     seconds = " / ".join(f"{run.seconds:.0f}" for run in (baseline, treated))
     tiles += f"<div class=tile><b>{seconds} s</b><span>training, {baseline.label} / {treated.label}</span></div>"
-    difference = "".join(
+    options = "".join(
         f"<tr><th><code>{html.escape(key)}</code></th><td>{html.escape(repr(a))}</td><td>{html.escape(repr(b))}</td></tr>"
         for key, a, b in config_difference(baseline, treated)
     )
@@ -319,7 +319,7 @@ def write_report(
         commands=html.escape("\n".join(lines)),
         baseline=html.escape(baseline.label),
         treated=html.escape(treated.label),
-        difference=difference,
+        difference=options,
         facts="".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(str(v))}</td></tr>" for k, v in facts.items()),
     )
     Path(path).write_text(page, encoding="utf-8")
