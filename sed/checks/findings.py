@@ -161,6 +161,7 @@ KINDS = {
     "unlabelled-annotated": Kind(
         NOTE, "Unlabelled images with annotations", "Nothing to do: annotations of unlabelled images are never read."
     ),
+    "told": Kind(WARNING, "Told while a set was read", "See the message; training tells the same."),
     "refused": Kind(ERROR, "Training would refuse this set", "See the message."),
     # ------------------------------------------------------------------------------------------ boxes
     "box-form": Kind(

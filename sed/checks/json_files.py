@@ -6,9 +6,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from sed.checks.findings import Findings
-from sed.data.catalog import COCO_2017, data_root
+from sed.data.catalog import COCO_2017, data_root, known_names
 from sed.data.coco import read_json
 from sed.data.coco_types import Fault, is_box, shown
 from sed.data.errors import DataError
@@ -96,12 +98,34 @@ def read_source(name: str, role: str, image_root: str, read: Reader, found: Find
     elif path.is_file():
         _read_json(source, path, root, found)
     else:
-        try:
-            _take(source, read(name, image_root, role != UNLABELLED))
-        except DataError as error:
-            source.structured = False
-            found.add("source-missing", name, KEYS[role], str(error).removeprefix(f"{name}: "))
+        with _warnings() as told:
+            try:
+                _take(source, read(name, image_root, role != UNLABELLED))
+            except DataError as error:
+                source.structured = False
+                code = "refused" if name in known_names() else "source-missing"
+                found.add(code, name, KEYS[role], str(error).removeprefix(f"{name}: "))
+        for text in told:
+            found.add("told", name, KEYS[role], text)
     return source
+
+
+@contextlib.contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """What a reader warns of: boxes that it drops, values that it converts."""
+    told: list[str] = []
+    logger, handler = logging.getLogger("sed"), logging.Handler(logging.WARNING)
+    handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    levels = {one: one.level for one in (logger, logging.getLogger("sed.data"))}
+    logger.addHandler(handler)
+    for one in levels:
+        one.setLevel(logging.WARNING)
+    try:
+        yield told
+    finally:
+        logger.removeHandler(handler)
+        for one, level in levels.items():
+            one.setLevel(level)
 
 
 def image_item(record: Record) -> str:

@@ -24,7 +24,8 @@ def read_file(path: str | Path, remedy: str = "") -> bytes:
         if not stat.S_ISREG(os.stat(path).st_mode):
             kind = "a folder" if os.path.isdir(path) else "a pipe or a device"
             raise DataError(f"{path}: cannot be read: it is {kind}, no file{end}")
-        return Path(path).read_bytes()
+        with open(path, "rb") as stream:
+            return stream.read()
     except FileNotFoundError:
         raise DataError(f"{path}: no such file{end}") from None
     except OSError as error:

@@ -21,7 +21,7 @@ from tests.reference.faults import FAULTS
 from tests.reference.small_data import SETUP, Small
 
 # Faults of the config alone, or that need a set of another kind; each has its own test below
-ELSEWHERE = {"train-empty", "test-empty", "no-unlabelled", "split-and-unlabelled", "refused", "classes-unequal"}
+ELSEWHERE = {"train-empty", "test-empty", "no-unlabelled", "split-and-unlabelled", "refused", "classes-unequal", "told"}
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ LACKING = len(STRANGE)  # one more case a field: it is not there at all
 CASES = [(kind, field, i) for kind, fields in FIELDS.items() for field in fields for i in range(LACKING + 1)]
 CASES += [("annotations", place, i) for place in range(4) for i in range(len(STRANGE))]  # in the box
 if os.environ.get("SED_FUZZ") != "all":
-    CASES = sorted(random.Random(0).sample(CASES, len(CASES) // 5))
+    CASES = sorted(random.Random(0).sample(CASES, len(CASES) // 5), key=str)
 WHOLE = ("{", "[]", "null", "7", '"a"', "[" * 100_000, '{"images": ' + "9" * 5000 + "}", "\x00", '{"images": {}}')
 
 
