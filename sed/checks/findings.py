@@ -149,7 +149,8 @@ KINDS = {
     "classes-differ": Kind(
         ERROR, "Sets with different categories", "Export all sets with the same categories, in the same order."
     ),
-    "image-sides": Kind(ERROR, "Images without a size", "Write height and width in pixels."),
+    "image-sides": Kind(ERROR, "Images of an impossible size", "Write height and width in pixels."),
+    "image-no-size": Kind(NOTE, "Images without a size", "Nothing to do: sizes are read from the image files."),
     "file-twice": Kind(WARNING, "One image file under several ids", "Keep one entry, with all its annotations."),
     "crowd-flag": Kind(ERROR, "iscrowd is neither 0 nor 1", "Write 0 (an object) or 1 (a crowd, not trained on)."),
     "area-wrong": Kind(
@@ -160,10 +161,15 @@ KINDS = {
     "unlabelled-annotated": Kind(
         NOTE, "Unlabelled images with annotations", "Nothing to do: annotations of unlabelled images are never read."
     ),
+    "told": Kind(WARNING, "Told while a set was read", "See the message; training tells the same."),
     "refused": Kind(ERROR, "Training would refuse this set", "See the message."),
     # ------------------------------------------------------------------------------------------ boxes
-    "box-form": Kind(ERROR, "Boxes that are not four numbers", "Write bbox as [x, y, width, height] in pixels."),
-    "box-nan": Kind(ERROR, "Boxes with NaN or infinity", "Correct or remove them."),
+    "box-form": Kind(
+        WARNING,
+        "Boxes that are not four numbers of pixels",
+        "Write bbox as [x, y, width, height] in pixels; training leaves them out.",
+    ),
+    "box-nan": Kind(WARNING, "Boxes with NaN or infinity", "Correct or remove them; training leaves them out."),
     "boxes-corners": Kind(
         ERROR,
         "Boxes look like two corners",

@@ -158,10 +158,8 @@ def check_images(source: Source, facts: dict[str, Facts], found: Findings) -> No
             continue
         stored, upright = fact.size, fact.upright
         said = (record["width"], record["height"])
-        if source.role == UNLABELLED and said == (0, 0):
-            record["width"], record["height"] = said = upright
         if said == (0, 0):
-            continue  # reported already
+            record["width"], record["height"] = said = upright
         if said not in (stored, upright):
             turned = said == upright[::-1]
             text = f"the file is {_size(upright)}, {source.file} says {_size(said)}"

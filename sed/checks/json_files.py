@@ -1,12 +1,16 @@
 """Reads data sets as far as possible, and notes every fault of their structure: fields, ids, categories.
 
-`sed.data.coco` stops at the first fault; this goes on, so that a user sees all of them at once.
+`sed.data.coco` stops at the first fault; this goes on, so that a user sees all of them at once. Both read a json by
+`sed.data.coco.read_json`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+import logging
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,21 +18,18 @@ from typing import Any
 import numpy as np
 
 from sed.checks.findings import Findings
-from sed.data.catalog import COCO_2017, data_root
-from sed.data.coco import locate_images
-from sed.data.coco_types import MAX_SIDE
+from sed.data.catalog import COCO_2017, data_root, known_names
+from sed.data.coco import read_json
+from sed.data.coco_types import Fault, is_box, shown
 from sed.data.errors import DataError
 from sed.data.folders import HIDDEN, IMAGE_SUFFIXES, OTHER, look_through
+from sed.data.locate import locate_images, looked_for
 from sed.data.records import Dataset, Record
 
 LABELLED, UNLABELLED, TEST = "labelled", "unlabelled", "test"  # roles
 KEYS = {LABELLED: "DATASETS.TRAIN", UNLABELLED: "DATASETS.UNLABELED", TEST: "DATASETS.TEST"}
 _OTHER_IMAGES = (".gif", ".heic", ".heif", ".avif", ".jp2", ".jfif", ".raw", ".dng", ".ppm", ".pgm")
-_FIELDS = {
-    "images": ("id", "file_name", "height", "width"),
-    "categories": ("id", "name"),
-    "annotations": ("id", "image_id", "category_id", "bbox"),
-}
+_CODES = {"height": "image-sides", "width": "image-sides", "iscrowd": "crowd-flag"}  # field -> of its faults
 Reader = Callable[[str, str, bool], Dataset]  # (source, image_root, labelled) -> its records
 
 
@@ -97,12 +98,34 @@ def read_source(name: str, role: str, image_root: str, read: Reader, found: Find
     elif path.is_file():
         _read_json(source, path, root, found)
     else:
-        try:
-            _take(source, read(name, image_root, role != UNLABELLED))
-        except DataError as error:
-            source.structured = False
-            found.add("source-missing", name, KEYS[role], str(error).removeprefix(f"{name}: "))
+        with _warnings() as told:
+            try:
+                _take(source, read(name, image_root, role != UNLABELLED))
+            except DataError as error:
+                source.structured = False
+                code = "refused" if name in known_names() else "source-missing"
+                found.add(code, name, KEYS[role], str(error).removeprefix(f"{name}: "))
+        for text in told:
+            found.add("told", name, KEYS[role], text)
     return source
+
+
+@contextlib.contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """What a reader warns of: boxes that it drops, values that it converts."""
+    told: list[str] = []
+    logger, handler = logging.getLogger("sed"), logging.Handler(logging.WARNING)
+    handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    levels = {one: one.level for one in (logger, logging.getLogger("sed.data"))}
+    logger.addHandler(handler)
+    for one in levels:
+        one.setLevel(logging.WARNING)
+    try:
+        yield told
+    finally:
+        logger.removeHandler(handler)
+        for one, level in levels.items():
+            one.setLevel(level)
 
 
 def image_item(record: Record) -> str:
@@ -142,12 +165,25 @@ def _read_folder(source: Source, folder: Path, found: Findings) -> None:
 
 
 def _read_json(source: Source, path: Path, image_root: str | Path, found: Findings) -> None:
-    content = _content(source, path, found)
-    if content is None:
-        source.structured = False
+    lost: dict[str, set[Any]] = {"images": set(), "categories": set(), "annotations": set()}  # ids of faulty items
+
+    def note(fault: Fault) -> None:
+        number = fault.row.get("id") if isinstance(fault.row, dict) else None
+        if isinstance(number, (int, str)):
+            lost[fault.kind].add(number)
+        found.add(_CODES.get(fault.field, "item-fields"), source.file, fault.item, fault.text)
+
+    try:
+        content = read_json(path, source.role != UNLABELLED, polygons=False, note=note)
+    except DataError as error:
+        text, source.structured = str(error).removeprefix(f"{path}: "), False
+        if text.startswith("not COCO"):
+            found.add("json-structure", source.file, "top level", text)
+        else:
+            line = re.search(r"line \d+", text)
+            found.add("json-broken", source.file, line[0] if line else "the file", text)
         return
-    categories, classes = _categories(source, content["categories"], found)
-    source.classes = classes
+    categories, source.classes = _categories(source, content["categories"], found)
     places = _images(source, path, image_root, content["images"], found)
     if not source.images:
         found.add("no-images", source.file, "images", "the list holds no image that can be used")
@@ -156,71 +192,20 @@ def _read_json(source: Source, path: Path, image_root: str | Path, found: Findin
             number = len(content["annotations"])
             found.add("unlabelled-annotated", source.file, "annotations", f"{number} annotations are not read")
         return
-    _annotations(source, content["annotations"], places, categories, found)
-
-
-def _content(source: Source, path: Path, found: Findings) -> dict[str, Any] | None:
-    """The json's lists; None where it is no COCO file."""
-    file = source.file
-    try:
-        content = json.loads(path.read_bytes())
-    except (
-        ValueError,
-        RecursionError,
-        MemoryError,
-    ) as error:  # no json, numbers of thousands of digits, nested too deep
-        found.add("json-broken", file, f"line {getattr(error, 'lineno', '?')}", f"not json: {error}")
-        return None
-    except OSError as error:
-        found.add("json-broken", file, "the file", f"cannot be read: {error.strerror or error}")
-        return None
-    needed = ["images", "categories", "annotations"]
-    if isinstance(content, list):
-        detections = bool(content) and isinstance(content[0], dict) and "score" in content[0]
-        hint = "; it looks like a list of detections, not like annotations" if detections else ""
-        found.add("json-structure", file, "top level", f"expected an object with {needed}, found a list{hint}")
-        return None
-    if not isinstance(content, dict):
-        found.add("json-structure", file, "top level", f"expected an object with {needed}, found {content!r:.40}")
-        return None
-    if source.role == UNLABELLED:
-        needed = ["images"]
-        content.setdefault("categories", [])
-    missing = [key for key in needed if not isinstance(content.get(key), list)]
-    if missing:
-        keys = ", ".join(sorted(content)) or "nothing"
-        found.add("json-structure", file, ", ".join(missing), f"expected lists; the file has {keys}")
-        return None
-    return content
-
-
-def _whole(source: Source, key: str, entries: Iterable[Any], found: Findings) -> Iterable[tuple[int, dict]]:
-    """(position, entry) of the entries that have all fields and a usable id; the others are noted."""
-    for index, entry in enumerate(entries):
-        absent = [f for f in _FIELDS[key] if not isinstance(entry, dict) or f not in entry]
-        if absent:
-            found.add("item-fields", source.file, f"{key}[{index}]", f"lacks {', '.join(absent)}")
-            continue
-        odd = [
-            f for f in ("id", "image_id", "category_id") if f in entry and not isinstance(entry[f], (int, str, float))
-        ]
-        if key == "images":
-            odd += [] if isinstance(entry["file_name"], str) and entry["file_name"] else ["file_name"]
-        if key == "categories":
-            odd += [] if isinstance(entry["name"], str) else ["name"]
-            odd += [] if isinstance(entry["id"], int) else ["id"]
-        if odd:
-            values = ", ".join(f"{f} {entry[f]!r:.40}" for f in odd)
-            found.add("item-fields", source.file, f"{key}[{index}]", f"cannot be used: {values}")
-            continue
-        yield index, entry
+    whole = [
+        a
+        for a in content["annotations"]
+        if a["image_id"] not in lost["images"] - places.keys()
+        and a["category_id"] not in lost["categories"] - categories.keys()
+    ]
+    _annotations(source, whole, places, categories, found)
 
 
 def _categories(source: Source, entries: list, found: Findings) -> tuple[dict[Any, int], tuple[str, ...]]:
     """Category id -> class 0..K-1, and the names."""
     ids: dict[Any, str] = {}
     names: dict[str, Any] = {}
-    for _, entry in _whole(source, "categories", entries, found):
+    for entry in entries:
         number, name = entry["id"], entry["name"]
         plain = " ".join(name.lower().replace("_", " ").replace("-", " ").split())
         if number in ids:
@@ -241,7 +226,7 @@ def _images(source: Source, path: Path, image_root: str | Path, entries: list, f
     """Image id -> position in `source.images`."""
     places: dict[Any, int] = {}
     files: dict[str, Any] = {}
-    for _, entry in _whole(source, "images", entries, found):
+    for entry in entries:
         number, name = entry["id"], entry["file_name"]
         item = f"image {number} ({name})"
         if number in places:
@@ -252,22 +237,18 @@ def _images(source: Source, path: Path, image_root: str | Path, entries: list, f
             found.add("file-twice", source.file, item, f"image {files[name]} is the same file")
         files.setdefault(name, number)
         sides = (entry["height"], entry["width"])
-        if not all(_is_number(side) and 1 <= side <= MAX_SIDE for side in sides):
-            text = f"height, width are {sides}; expected numbers of pixels"
-            found.add("image-sides", source.file, item, text)
+        if None in sides:
+            found.add("image-no-size", source.file, item, f"height, width are {sides}")
             sides = (0, 0)
         places[number] = len(source.images)
         height, width = (int(side) for side in sides)
         source.images.append({"file_name": name, "image_id": number, "name": name, "height": height, "width": width})
-    missing = locate_images(path, image_root, [record["file_name"] for record in source.images])
-    root = min(missing, key=lambda folder: len(missing[folder]))
-    absent = set(missing[root])
-    looked = ", ".join(map(str, missing)) if len(absent) == len(source.images) else str(root)
-    for record in source.images:
+    files, looked, _ = locate_images(path, image_root, [record["file_name"] for record in source.images])
+    for record, file in zip(source.images, files, strict=True):
         name = record["name"]
-        record["file_name"] = "" if name in absent else str(root / name)
-        if name in absent:
-            text = f"no such file; looked in {looked}"
+        record["file_name"] = file
+        if not file:
+            text = f"no such file; {looked_for(name, looked)}"
             found.add("image-missing", source.file, f"image {record['image_id']} ({name})", text)
     return places
 
@@ -275,7 +256,7 @@ def _images(source: Source, path: Path, image_root: str | Path, entries: list, f
 def _annotations(source: Source, entries: list, places: dict, categories: dict, found: Findings) -> None:
     rows = []
     seen = set()
-    for _, entry in _whole(source, "annotations", entries, found):
+    for entry in entries:
         number, image, category, box = entry["id"], entry["image_id"], entry["category_id"], entry["bbox"]
         name = source.images[places[image]]["name"] if image in places else "not listed"
         item = f"annotation {number} (image {image}, {name})"
@@ -283,24 +264,18 @@ def _annotations(source: Source, entries: list, places: dict, categories: dict, 
             found.add("annotation-id-twice", source.file, item, "another annotation has this id")
         seen.add(number)
         if image not in places:
-            text = f"no image has the id {image!r}{_other_type(image, places)}"
-            found.add("image-unknown", source.file, item, text)
+            found.add("image-unknown", source.file, item, f"no image has the id {image!r}")
         if category not in categories:
-            text = (
-                f"unknown category id {category!r}{_other_type(category, categories)}; known are {sorted(categories)}"
-            )
+            text = f"unknown category id {category!r}; known are {sorted(categories)}"
             found.add("category-unknown", source.file, item, text)
-        crowd = entry.get("iscrowd", 0) or 0
-        if crowd not in (0, 1):
-            found.add("crowd-flag", source.file, item, f"iscrowd is {crowd!r}")
-        if not isinstance(box, list) or len(box) != 4 or not all(_is_number(v) for v in box):
-            found.add("box-form", source.file, item, f"bbox is {box!r:.60}")
+        if not is_box(box) and not _holds_nan(box):
+            found.add("box-form", source.file, item, f"bbox is {shown(box)}")
         elif image in places and category in categories:
             area = entry.get("area")
             if _is_number(area) and box[2] > 0 and box[3] > 0 and area > 1.05 * box[2] * box[3] + 1:
                 text = f"area {area:g}, but the box has {box[2] * box[3]:g} pixels"
                 found.add("area-wrong", source.file, item, text)
-            rows.append((number, places[image], categories[category], box, crowd == 1))
+            rows.append((number, places[image], categories[category], box, entry.get("iscrowd") == 1))
     source.set_boxes(rows)
 
 
@@ -309,7 +284,7 @@ def _is_number(value: object) -> bool:
     return whole or isinstance(value, float)
 
 
-def _other_type(value: Any, known: dict) -> str:
-    """A hint where "7" is given and 7 is known."""
-    alike = next((key for key in known if str(key) == str(value)), None)
-    return "" if alike is None else f" (there is {alike!r}: a text and a number are two things)"
+def _holds_nan(box: object) -> bool:
+    """Whether it is four numbers, of which one is not finite."""
+    numbers = isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))
+    return numbers and not all(map(math.isfinite, box))

@@ -25,6 +25,7 @@ from detectron2.structures import BoxMode
 
 from sed.data.catalog import known_names, load_dataset
 from sed.data.errors import DataError
+from sed.data.files import read_file
 from sed.data.packing import without_gc
 from sed.data.records import XYWH_ABS, Dataset, Record, image_record, join
 from sed.data.voc import load_voc
@@ -102,8 +103,7 @@ def evaluable(dataset: Dataset) -> Dataset:
     source = DatasetCatalog[dataset.name]
     if not isinstance(source, _Source) or not dataset.json_file:
         return dataset
-    with open(dataset.json_file) as stream:
-        content = json.load(stream)
+    content = json.loads(read_file(dataset.json_file))
     annotations = [
         {
             "id": 0,
@@ -114,22 +114,35 @@ def evaluable(dataset: Dataset) -> Dataset:
         for record in dataset.records
         for item in record["annotations"]
     ]
+    images = [
+        {key: r[key] for key in ("file_name", "height", "width")} | {"id": r["image_id"]} for r in dataset.records
+    ]
+    categories = [{"id": i, "name": n} for i, n in zip(dataset.category_ids, dataset.classes, strict=True)]
     found = content["annotations"]
-    whole = all(item["id"] and item.get("area") and "iscrowd" in item for item in found)
-    if whole and len(found) == len(annotations) and "info" in content:
+    whole = all(_complete(item) for item in found) and "info" in content
+    same_ids = [item["id"] for item in content["images"]] == [item["id"] for item in images]
+    same_ids &= sorted(map(str, (c["id"] for c in content["categories"]))) == sorted(map(str, dataset.category_ids))
+    if whole and same_ids and len(found) == len(annotations):
         return dataset
     for number, item in enumerate(annotations, 1):
         item["id"] = number
     folder = Path(tempfile.mkdtemp(prefix="sed-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     copy = folder / Path(dataset.json_file).name
-    copy.write_text(json.dumps({"info": {}, **content, "annotations": annotations}))
+    copy.write_text(json.dumps({"info": {}, "images": images, "categories": categories, "annotations": annotations}))
     log.info(
         "%s: Detectron2 evaluates on a copy whose areas, crowd flags and annotation ids are complete", dataset.name
     )
     dataset = replace(dataset, json_file=str(copy))
     _register(dataset, source)
     return dataset
+
+
+def _complete(item: Mapping[str, Any]) -> bool:
+    """Whether pycocotools can use an annotation as it is written."""
+    numbers = [item["id"], item["image_id"], item["category_id"], item.get("area"), item.get("iscrowd")]
+    plain = all(type(number) in (int, float) for number in numbers[2:]) and type(numbers[0]) is int
+    return plain and numbers[0] > 0 and 0 < numbers[3] < math.inf and numbers[4] in (0, 1)
 
 
 # ---------------------------------------------------------------------------------------------- Detectron2 -> ours
@@ -146,10 +159,14 @@ def _registered(name: str, labeled: bool) -> Dataset:
             f"{name}: it cannot be read ({error}); put its files there, or set DETECTRON2_DATASETS to the folder that "
             "holds them before Python starts (Detectron2 reads it once)"
         ) from error
-    except (SyntaxError, ValueError, LookupError, AttributeError, TypeError):  # Detectron2's VOC reader on broken files
+    except (SyntaxError, ValueError, LookupError, AttributeError, TypeError) as error:  # its VOC reader, broken files
         metadata = MetadataCatalog.get(name)
         if metadata.get("dirname") and metadata.get("split"):
             load_voc(metadata.dirname, metadata.split, tuple(metadata.thing_classes))  # says which file, and why
+            raise DataError(
+                f"{name}: Detectron2 cannot read its annotations ({error}); mend those that the log names, or use "
+                "ENGINE torchvision, which leaves them out"
+            ) from error
         raise
     if not isinstance(rows, list) or not rows:
         raise DataError(f"{name}: Detectron2's catalog gives {_what(rows)}; expected a list of at least one dict")

@@ -1,8 +1,8 @@
 """Reads COCO json files and checks them item by item.
 
 A fault that makes training impossible or wrong raises one DataError that names the file and the item: not COCO, a
-missing image, an unknown category or image id, a duplicate id, a box with NaN. Boxes of zero size or outside the image
-are dropped, and boxes that stick out are clipped; one warning for each file counts them.
+missing image, an unknown category or image id, a duplicate id. Boxes that are none (not four numbers, NaN, zero size,
+outside the image) are dropped, and boxes that stick out are clipped; one warning for each file counts them.
 """
 
 from __future__ import annotations
@@ -10,19 +10,27 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from sed.data.coco_types import settle_types
+from sed.data.coco_types import Fault, are_boxes, is_box, settle_types, shown
 from sed.data.errors import DataError
+from sed.data.files import read_file
+from sed.data.locate import find_images
 from sed.data.packing import without_gc
-from sed.data.records import XYWH_ABS, Dataset, Record
+from sed.data.records import XYWH_ABS, Dataset, Record, image_record
 
-_CROWD = (None, 0, 1)  # values of iscrowd; None: absent
+_FIELDS = {  # list -> field -> what it holds; height and width may be missing
+    "images": {"id": "a whole number or a text", "file_name": "the name of a file"},
+    "categories": {"id": "a whole number", "name": "a name"},
+    "annotations": {
+        "id": "a whole number or a text",
+        "image_id": "the id of an image",
+        "category_id": "the id of a category",
+        "bbox": "[x, y, width, height] in pixels",
+    },
+}
 _log = logging.getLogger(__name__)
 MIN_SIDE = 0.01  # pixels; a box with a shorter side has no size that float32 could keep after a resize
 ROUNDING = 1.0  # pixels; boxes that stick out by no more than this are clipped without a warning
@@ -48,19 +56,15 @@ def load_coco(path: str | Path, image_root: str | Path = "", labeled: bool = Tru
     if not labeled:
         content.pop("annotations", None)
     images, categories = content["images"], sorted(content["categories"], key=lambda c: c["id"])
-    _check_images(path, images)
+    if not images:
+        raise DataError(f"{path}: it lists no image")
+    _check_unique(path, "image id", (image["id"] for image in images))
     _check_unique(path, "category id", (c["id"] for c in categories))
     _check_unique(path, "category name", (c["name"] for c in categories))
-    root = _find_images(Path(path), image_root, [image["file_name"] for image in images])
-    records: list[Record] = [
-        {
-            "file_name": str(root / image["file_name"]),
-            "image_id": image["id"],
-            "height": int(image["height"]),
-            "width": int(image["width"]),
-        }
-        for image in images
-    ]
+    files = find_images(Path(path), image_root, [image["file_name"] for image in images])
+    records: list[Record] = [_record(image, file) for image, file in zip(images, files, strict=True)]
+    if unsized := sum(image["height"] is None or image["width"] is None for image in images):
+        _log.warning("%s: %d images without a size; theirs were read from the files", path, unsized)
     if labeled:
         classes = {category["id"]: index for index, category in enumerate(categories)}
         _check_annotations(path, content["annotations"], {image["id"] for image in images}, classes)
@@ -71,47 +75,76 @@ def load_coco(path: str | Path, image_root: str | Path = "", labeled: bool = Tru
     return Dataset(str(path), records, tuple(c["name"] for c in categories), tuple(int(c["id"]) for c in categories))
 
 
-def read_json(path: Path, labeled: bool, polygons: bool = True) -> dict[str, Any]:
+def _record(image: dict[str, Any], file: str) -> Record:
+    if image["height"] is None or image["width"] is None:
+        return image_record(file, image["id"])
+    return {
+        "file_name": file,
+        "image_id": image["id"],
+        "height": int(image["height"]),
+        "width": int(image["width"]),
+    }
+
+
+def read_json(
+    path: Path, labeled: bool, polygons: bool = True, note: Callable[[Fault], None] | None = None
+) -> dict[str, Any]:
     """The content of a COCO json, checked to have the lists and fields that object detection needs.
 
     Unlabelled files need neither annotations nor categories (the latter become an empty list). Without `polygons` the
     segmentations are dropped while reading.
+
+    Args:
+        path: the json.
+        labeled: whether its annotations are to be read.
+        polygons: whether to keep segmentations.
+        note: called with every item that lacks a field or has a value that cannot be the field's; the item is then
+            left out. None: the first is an error.
 
     Raises:
         DataError: for a missing file, one that is not json, one without these lists and fields, or with values that
             cannot be theirs (`sed.data.coco_types`).
     """
     try:
-        content = json.loads(path.read_bytes(), object_hook=None if polygons else _without_polygon)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except OSError as error:  # a folder, a closed file
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+        content = json.loads(read_file(path), object_hook=None if polygons else _without_polygon)
     except ValueError as error:  # no json, no text, or a number of thousands of digits
+        if isinstance(error, DataError):
+            raise
         raise DataError(f"{path}: not a json file ({error})") from None
     except (RecursionError, MemoryError):
         raise DataError(f"{path}: not a json file that can be read: nested too deep") from None
     needed = ["images", "categories"] + ["annotations"] * labeled
     if not isinstance(content, dict):
-        raise DataError(f"{path}: not COCO: expected an object with {needed}, got a {type(content).__name__}")
+        found = f"got a {type(content).__name__}"
+        if isinstance(content, list) and content and isinstance(content[0], dict) and "score" in content[0]:
+            found += "; it looks like a list of detections, not like annotations"
+        raise DataError(f"{path}: not COCO: expected an object with {needed}, {found}")
     if not labeled:
         content.setdefault("categories", [])
-    missing = [key for key in needed if not isinstance(content.get(key), list)]
-    if missing:
-        raise DataError(f"{path}: not COCO: expected the lists {needed}, but {missing} are missing or no lists")
-    fields = {
-        "images": ("id", "file_name", "height", "width"),
-        "categories": ("id", "name"),
-        "annotations": ("id", "image_id", "category_id", "bbox"),
-    }
+    if missing := [key for key in needed if not isinstance(content.get(key), list)]:
+        has = ", ".join(map(repr, sorted(content)[:10])) or "nothing"
+        raise DataError(
+            f"{path}: not COCO: expected the lists {needed}, but {missing} are missing or no lists (it has {has:.200})"
+        )
+
+    def stop(fault: Fault) -> None:
+        raise DataError(f"{path}: {fault.item}: {fault.text}")
+
+    note = note or stop
     for key in needed:
-        wanted = frozenset(fields[key])
+        wanted = _FIELDS[key]
+        if all(isinstance(item, dict) and wanted.keys() <= item.keys() for item in content[key]):
+            continue
+        kept = []
         for index, item in enumerate(content[key]):
-            if isinstance(item, dict) and wanted <= item.keys():
+            absent = [f for f in wanted if not isinstance(item, dict) or f not in item]
+            if not absent:
+                kept.append(item)
                 continue
-            absent = [f for f in fields[key] if not isinstance(item, dict) or f not in item]
-            raise DataError(f"{path}: not COCO: {key}[{index}] lacks {', '.join(absent)}")
-    settle_types(path, content, labeled)
+            text = f"lacks {', '.join(absent)}; expected {wanted[absent[0]]}"
+            note(Fault(key, index, absent[0], text, item))
+        content[key] = kept
+    settle_types(path, content, labeled, note)
     return content
 
 
@@ -128,52 +161,9 @@ def _check_unique(path: str | Path, kind: str, ids: Iterable[Any]) -> None:
         seen.add(value)
 
 
-def _check_images(path: str | Path, images: Sequence[dict]) -> None:
-    if not images:
-        raise DataError(f"{path}: it lists no image")
-    _check_unique(path, "image id", (image["id"] for image in images))
-    for image in images:
-        sides = (image["height"], image["width"])
-        if not all(isinstance(side, (int, float)) and side >= 1 for side in sides):
-            raise DataError(
-                f"{path}: image {image['file_name']} (id {image['id']}) has height, width {sides}; "
-                "expected numbers of pixels"
-            )
-
-
-def _find_images(path: Path, image_root: str | Path, names: Sequence[str]) -> Path:
-    missing = locate_images(path, image_root, names)
-    best = min(missing, key=lambda root: len(missing[root]))
-    if missing[best]:
-        raise DataError(
-            f"{path}: image file {missing[best][0]} is missing ({len(missing[best])} of {len(names)} are); "
-            f"looked in {', '.join(map(str, missing))}; set DATASETS.IMAGE_ROOT to the folder of the images"
-        )
-    return best
-
-
-def locate_images(path: Path, image_root: str | Path, names: Sequence[str]) -> dict[Path, list[str]]:
-    """Folder -> the image names that are missing there, for every folder where the images of a json may be."""
-    folder = path.parent
-    roots = [Path(image_root)] if str(image_root) else [folder, folder / "images", folder / path.stem]
-    listed: dict[str, frozenset[str]] = {}
-
-    def files(parent: str) -> frozenset[str]:
-        if parent not in listed:
-            listed[parent] = frozenset(os.listdir(parent)) if os.path.isdir(parent) else frozenset()
-        return listed[parent]
-
-    parts = [os.path.split(name) for name in names]
-    missing: dict[Path, list[str]] = {}
-    for root in roots:
-        there = {parent: files(os.path.join(root, parent)) for parent in {parent for parent, _ in parts}}
-        missing[root] = [name for name, (parent, leaf) in zip(names, parts, strict=True) if leaf not in there[parent]]
-    return missing
-
-
 def _check_annotations(path: str | Path, annotations: Sequence[dict], images: set, classes: dict) -> None:
     _check_unique(path, "annotation id", (a["id"] for a in annotations))
-    if _all_fine(annotations, images, classes):
+    if _all_known(annotations, images, classes):
         return
     for a in annotations:
         item = f"{path}: annotation {a['id']} (image id {a['image_id']})"
@@ -181,25 +171,11 @@ def _check_annotations(path: str | Path, annotations: Sequence[dict], images: se
             raise DataError(f"{item}: there is no image with this id")
         if a["category_id"] not in classes:
             raise DataError(f"{item}: unknown category id {a['category_id']}; known are {sorted(classes)}")
-        box = a["bbox"]
-        if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, (int, float)) for v in box):
-            raise DataError(f"{item}: bbox {box!r} is not [x, y, width, height]")
-        if not all(math.isfinite(v) for v in box):
-            raise DataError(f"{item}: bbox {box} holds NaN or infinity")
-        if a.get("iscrowd") not in _CROWD:
-            raise DataError(f"{item}: iscrowd is {a['iscrowd']!r}; expected 0 or 1")
 
 
-def _all_fine(annotations: Sequence[dict], images: set, classes: dict) -> bool:
+def _all_known(annotations: Sequence[dict], images: set, classes: dict) -> bool:
     """A quick check of all annotations together; False: check them one by one."""
-    try:
-        boxes = np.array([a["bbox"] for a in annotations])
-        known = {a["image_id"] for a in annotations} <= images
-        known &= {a["category_id"] for a in annotations} <= set(classes)
-        known &= {a.get("iscrowd") for a in annotations} <= set(_CROWD)
-    except (TypeError, ValueError):  # ids that cannot be keys, boxes of different lengths
-        return False
-    return known and boxes.dtype.kind in "if" and boxes.shape[1:] == (4,) and bool(np.isfinite(boxes).all())
+    return {a["image_id"] for a in annotations} <= images and {a["category_id"] for a in annotations} <= set(classes)
 
 
 def add_annotations(
@@ -219,13 +195,18 @@ def add_annotations(
     Raises:
         DataError: where no usable box is left.
     """
+    odd: list[str] = []
     dropped: list[int] = []
     clipped: list[int] = []
     no_area: list[int] = []
     usable = 0
+    whole = are_boxes([a["bbox"] for annotations in by_image.values() for a in annotations])
     for record in records:
         record["annotations"] = []
         for a in by_image.get(record["image_id"], ()):
+            if not (whole or is_box(a["bbox"])):
+                odd.append(f"annotation {a['id']}: bbox {shown(a['bbox'])}")
+                continue
             x, y, w, h = a["bbox"]
             x0, y0 = max(x, 0), max(y, 0)
             x1, y1 = min(x + w, record["width"]), min(y + h, record["height"])
@@ -251,19 +232,23 @@ def add_annotations(
                     **{key: a[key] for key in keep},
                 }
             )
-    if dropped or clipped or no_area:
-        parts = []
-        if dropped:
-            parts.append(f"dropped {len(dropped)} boxes of zero size or outside the image (annotation {dropped[0]})")
-        if clipped:
-            parts.append(f"clipped {len(clipped)} boxes that stick out of the image (annotation {clipped[0]})")
-        if no_area:
-            parts.append(
-                f"took {len(no_area)} areas from the box, theirs is no positive number (annotation {no_area[0]})"
-            )
-        _log.warning("%s: %s", path, "; ".join(parts))
+    parts = []
+    if odd:
+        parts.append(f"dropped {len(odd)} boxes that are not [x, y, width, height] in pixels ({odd[0]})")
+    if dropped:
+        parts.append(f"dropped {len(dropped)} boxes of zero size or outside the image (annotation {dropped[0]})")
+    lost = "; ".join(parts)
+    if clipped:
+        parts.append(f"clipped {len(clipped)} boxes that stick out of the image (annotation {clipped[0]})")
+    if no_area:
+        parts.append(f"took {len(no_area)} areas from the box, theirs is no positive number (annotation {no_area[0]})")
     if not usable:
-        raise DataError(f"{path}: no usable box in its {len(records)} images; an empty labelled set trains nothing")
+        raise DataError(
+            f"{path}: no usable box in its {len(records)} images; an empty labelled set trains nothing"
+            + (f" ({lost})" if lost else "")
+        )
+    if parts:
+        _log.warning("%s: %s", path, "; ".join(parts))
 
 
 def _area(value: Any) -> float | None:

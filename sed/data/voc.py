@@ -12,21 +12,28 @@ years ("000005", "2008_000008"). Objects marked difficult are trained on, as in 
 
 from __future__ import annotations
 
+import codecs
+import logging
 import math
 import os
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sed.data.coco import add_annotations
+from sed.data.coco_types import MAX_SIDE, shown
 from sed.data.errors import DataError
-from sed.data.records import Dataset, Record, image_record
+from sed.data.files import read_file
+from sed.data.records import Dataset, image_record
 
 CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
+log = logging.getLogger(__name__)
+_ENCODING = re.compile(rb"""\s*<\?xml[^>]{,100}?encoding\s*=\s*["']([A-Za-z0-9._-]{1,40})["']""")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -46,8 +53,9 @@ def load_voc(
         Records in the split's order; each annotation also has "difficult": 0 | 1.
 
     Raises:
-        DataError: for a missing or unreadable file, an unknown class, a box without its four numbers, and a labelled
-            split without any usable box. Boxes of zero size or outside their image are dropped, with one warning.
+        DataError: for a missing or unreadable file, a size that no image has, an unknown class, and a labelled split
+            without any usable box. Boxes that are none (a corner is missing or no number), of zero size or outside
+            their image are dropped, with one warning. Sizes that are missing or 0 are read from the images.
     """
     folder, images = Path(folder), Path(folder) / "JPEGImages"
     listing = folder / "ImageSets" / "Main" / f"{split}.txt"
@@ -56,21 +64,24 @@ def load_voc(
     missing = [i for i in ids if f"{i}.jpg" not in found]
     if missing:
         raise DataError(
-            f"{listing}: image file {images / missing[0]}.jpg is missing ({len(missing)} of {len(ids)} are); unpack "
-            "the archive's images there"
+            f"{listing}: image file {images / missing[0]!s:.300}.jpg is missing ({len(missing)} of {len(ids)} are); "
+            "unpack the archive's images there"
         )
     if labeled:
         index = {name: number for number, name in enumerate(classes)}
-        records, objects = [], {}
+        records, objects, unsized = [], {}, []
         for i in ids:
-            path = folder / "Annotations" / f"{i}.xml"
-            root = _parse(path)
-            size = root.find("size")
-            width, height = (_number(size, tag, f"{path}: its <size>") for tag in ("width", "height"))
-            if min(width, height) < 1:
-                raise DataError(f"{path}: its <size> is {width:g} x {height:g}; expected the image's pixels")
-            records.append(_record(images, i, int(height), int(width)))
+            path, file = folder / "Annotations" / f"{i}.xml", os.path.join(images, f"{i}.jpg")
+            root = parse(path)
+            height, width = (_side(root.find("size"), tag, path) for tag in ("height", "width"))
+            if height and width:
+                records.append({"file_name": file, "image_id": i, "height": height, "width": width})
+            else:
+                records.append(image_record(file, i))
+                unsized.append(path.name)
             objects[i] = [_object(node, path, n, index) for n, node in enumerate(root.findall("object"), 1)]
+        if unsized:
+            log.warning("%s: read %d sizes from the images, %s has none", listing, len(unsized), unsized[0])
         add_annotations(listing, records, objects, {n: n for n in index.values()}, keep=("difficult",))
     else:
         records = [image_record(os.path.join(images, f"{i}.jpg"), i) for i in ids]
@@ -78,18 +89,18 @@ def load_voc(
 
 
 def _ids(listing: Path) -> list[str]:
+    remedy = (
+        "unpack Pascal VOC there, or set DETECTRON2_DATASETS to the folder that holds VOC2007 and VOC2012 (the "
+        "archives' VOCdevkit)"
+    )
     try:
-        lines = [line.split() for line in listing.read_text().splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise DataError(
-            f"{listing}: cannot be read ({reason}); unpack Pascal VOC there, or set DETECTRON2_DATASETS to the folder "
-            "that holds VOC2007 and VOC2012 (the archives' VOCdevkit)"
-        ) from None
+        lines = [line.split() for line in read_file(listing, remedy).decode("utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{listing}: no text in UTF-8 ({error}); {remedy}") from None
     ids = []
     for number, fields in enumerate(lines, 1):
         if len(fields) > 1:
-            raise DataError(f"{listing}: line {number} is {' '.join(fields)!r}; expected one image id a line")
+            raise DataError(f"{listing}: line {number} is {shown(' '.join(fields))}; expected one image id a line")
         ids += fields
     if not ids:
         raise DataError(f"{listing}: it lists no image")
@@ -99,53 +110,86 @@ def _ids(listing: Path) -> list[str]:
     return ids
 
 
-def _parse(path: Path) -> ET.Element:
+def parse(path: Path) -> ET.Element:
+    """The <annotation> of a file in any encoding.
+
+    Entities of its own are refused: with them a file can grow a million-fold.
+
+    Raises:
+        DataError: for what is no such file.
+    """
+    data = read_file(
+        path, "unpack the archive's annotations there, or name the set in DATASETS.UNLABELED, which needs none"
+    )
     try:
-        return ET.parse(path).getroot()
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror}); unpack the archive's annotations there, or name the set in "
-            "DATASETS.UNLABELED, which needs none"
-        ) from None
-    except ET.ParseError as error:
+        text = _utf8(data)
+        if b"<!ENTITY" in text:
+            raise DataError(f"{path}: it declares entities, which no annotation needs; take <!ENTITY ...> out of it")
+        parser = ET.XMLParser(encoding="utf-8")  # whatever it declares itself
+        parser.feed(text)
+        root = parser.close()
+    except DataError:
+        raise
+    except (ET.ParseError, ValueError, LookupError) as error:  # no text in the encoding that it declares, or no such
         raise DataError(f"{path}: not an XML file ({error}); unpack it again or mend it") from None
+    except (RecursionError, MemoryError):
+        raise DataError(f"{path}: not an XML file that can be read: nested too deep") from None
+    if root.tag != "annotation":
+        raise DataError(f"{path}: it is a <{root.tag:.40}>; expected an <annotation>, as Pascal VOC has them")
+    return root
 
 
-def _record(images: Path, image_id: str, height: int, width: int) -> Record:
-    return {
-        "file_name": os.path.join(images, f"{image_id}.jpg"),
-        "image_id": image_id,
-        "height": height,
-        "width": width,
-    }
+def _utf8(data: bytes) -> bytes:
+    """An XML file in UTF-8, from what its byte order mark or its declaration says."""
+    starts = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16", b"<\0": "utf-16-le", b"\0<": "utf-16-be"}
+    if data[:2] in starts:
+        return data.decode(starts[data[:2]]).encode()
+    declared = _ENCODING.match(data)
+    name = declared[1].decode().lower() if declared else ""
+    if not name.startswith(("utf-16", "utf-32", "ucs", "utf-8")) and name:  # a wide one was not read byte by byte
+        return data.decode(name).encode()
+    return data
 
 
 def _object(node: ET.Element, path: Path, number: int, classes: dict[str, int]) -> dict[str, Any]:
     """The number-th <object> of a file as an annotation [x, y, w, h] that `sed.data.coco` can check."""
     name, difficult = node.findtext("name", "").strip(), node.findtext("difficult", "0").strip()
-    where = f"{path}: object {number} ({name or 'no name'})"
+    where = f"{path}: object {number} ({name[:60] or 'no name'})"
     if name not in classes:
         raise DataError(
             f"{where} is of an unknown class; known are {', '.join(classes)} (data with other classes: convert them to "
             "a COCO json)"
         )
     if difficult not in ("0", "1"):
-        raise DataError(f"{where} has <difficult> {difficult!r}; expected 0 or 1")
-    x0, y0, x1, y1 = (_number(node.find("bndbox"), tag, f"{where}: its <bndbox>") for tag in _CORNERS)
+        raise DataError(f"{where} has <difficult> {shown(difficult)}; expected 0 or 1")
+    box = node.find("bndbox")
+    texts = {tag: None if box is None else box.findtext(tag) for tag in _CORNERS}
+    try:
+        x0, y0, x1, y1 = map(_number, texts.values())
+        corners: Any = [x0 - 1, y0 - 1, x1 - x0 + 1, y1 - y0 + 1]
+    except ValueError:
+        corners = texts  # no box: it is told and dropped where boxes are checked
     return {
         "id": f"{path.name}, object {number}",
-        "bbox": [x0 - 1, y0 - 1, x1 - x0 + 1, y1 - y0 + 1],
+        "bbox": corners,
         "category_id": classes[name],
         "difficult": int(difficult),
     }
 
 
-def _number(parent: ET.Element | None, tag: str, where: str) -> float:
-    text = parent.findtext(tag) if parent is not None else None
+def _side(size: ET.Element | None, tag: str, path: Path) -> int:
+    """A side of the image in pixels; 0 where it is not given."""
+    text = "" if size is None else (size.findtext(tag) or "").strip()
     try:
-        value = float(text or "")
+        value = _number(text or "0")
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
-        raise DataError(f"{where} has <{tag}> {text!r}; expected a number" if text else f"{where} has no <{tag}>")
-    return value
+    if value != 0 and not 1 <= value <= MAX_SIDE:
+        raise DataError(f"{path}: its <size> has <{tag}> {shown(text)}; expected a number of pixels, 1 to {MAX_SIDE}")
+    return int(value)
+
+
+def _number(text: str | None) -> float:
+    if not text or "_" in text:  # Python would read 1_0 as 10
+        raise ValueError(text)
+    return float(text)

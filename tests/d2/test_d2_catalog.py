@@ -299,7 +299,10 @@ def perfect_ap(dataset, tmp_path: Path) -> float:
     return evaluator.evaluate()["bbox"]["AP"]
 
 
-@pytest.mark.parametrize("fault", ["all", "area", "iscrowd", "id", "zero size", "info", ""])
+TYPES = {"area text": {"area": "80"}, "area nan": {"area": float("nan")}, "category text": {"category_id": "7"}}
+
+
+@pytest.mark.parametrize("fault", ["all", "area", "iscrowd", "id", "zero size", "info", *TYPES, ""])
 def test_detectron2_evaluates_any_json_that_we_read(make_coco, tmp_path, fault) -> None:
     """Areas and crowd flags are optional here, pycocotools wants them and takes an annotation with id 0 as none."""
     coco = make_coco()
@@ -310,6 +313,7 @@ def test_detectron2_evaluates_any_json_that_we_read(make_coco, tmp_path, fault) 
             item.update(id=number, area=80)
             if fault in ("area", "iscrowd"):
                 del item[fault]
+            item.update(TYPES.get(fault, {}))
         content.pop(fault, None)
         if fault == "zero size":
             content["annotations"].append({**content["annotations"][0], "id": 9, "bbox": [4, 6, 0, 8]})

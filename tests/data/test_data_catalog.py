@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import shutil
 
 import cv2
@@ -60,8 +58,9 @@ def test_images_are_found_beside_the_json(make_coco, where: str) -> None:
     for i in range(3):
         shutil.move(coco.folder / f"{i}.jpg", coco.folder / where)
     assert load_coco(coco.write()).records[0]["file_name"] == str(coco.folder / where / "0.jpg")
+    (coco.folder / "elsewhere").mkdir()
     with pytest.raises(DataError, match="missing"):
-        load_coco(coco.write(), image_root=coco.folder)
+        load_coco(coco.write(), image_root=coco.folder / "elsewhere")
 
 
 def test_missing_image_names_the_file_and_what_was_tried(make_coco) -> None:
@@ -78,8 +77,8 @@ def test_missing_image_names_the_file_and_what_was_tried(make_coco) -> None:
         ("[1, 2]", "not COCO: expected an object"),
         ('{"images": []}', "not COCO: .*'categories', 'annotations'. are missing"),
         ('{"images": {}, "annotations": [], "categories": []}', "not COCO: .*'images'"),
-        ('{"images": [{"id": 1}], "annotations": [], "categories": []}', r"images\[0\] lacks file_name"),
-        ('{"images": [], "annotations": [7], "categories": []}', r"annotations\[0\] lacks id"),
+        ('{"images": [{"id": 1}], "annotations": [], "categories": []}', r"images\[0\] \(id 1\): lacks file_name"),
+        ('{"images": [], "annotations": [7], "categories": []}', r"annotations\[0\]: lacks id"),
         ('{"images": [], "annotations": [], "categories": []}', "lists no image"),
     ],
 )
@@ -105,14 +104,13 @@ def test_binary_file_is_not_coco(make_coco) -> None:
         (lambda c: c["images"][1].update(id=10), "image id 10 occurs twice"),
         (lambda c: c["categories"][1].update(id=7), "category id 7 occurs twice"),
         (lambda c: c["categories"][1].update(name="cat"), "category name 'cat' occurs twice"),
-        (lambda c: c["annotations"][1].update(bbox=[1, 2, math.nan, 4]), "annotation 1 .*NaN"),
-        (lambda c: c["annotations"][1].update(bbox=[1, 2, math.inf, 4]), "annotation 1 .*infinity"),
-        (lambda c: c["annotations"][1].update(bbox=[1, 2, 3]), r"annotation 1 .*is not \[x, y, width"),
-        (lambda c: c["annotations"][1].update(bbox=[1, 2, "three", 4]), r"annotation 1 .*is not \[x, y, width"),
-        (lambda c: c["annotations"][1].update(iscrowd="yes"), "annotation 1 .*iscrowd is 'yes'; expected 0 or 1"),
-        (lambda c: c["annotations"][1].update(iscrowd=[]), r"annotation 1 .*iscrowd is \[\]; expected 0 or 1"),
+        (
+            lambda c: c["annotations"][1].update(iscrowd="yes"),
+            r"\[1\] .*: iscrowd is 'yes'; expected 0 or 1",
+        ),
+        (lambda c: c["annotations"][1].update(iscrowd=[]), r"annotations\[1\] .*: iscrowd is \[\]; expected 0 or 1"),
         (lambda c: c["categories"][1].update(id="seven"), r"categories\[1\]: id is 'seven'; expected a whole number"),
-        (lambda c: c["images"][1].update(height=0), r"image 1\.jpg \(id 11\).*expected numbers of pixels"),
+        (lambda c: c["images"][1].update(height=-1), r"images\[1\] \(id 11\): height is -1; expected .* pixels, 1 to"),
     ],
 )
 def test_faults_that_stop(make_coco, change, message: str) -> None:
@@ -330,12 +328,3 @@ def test_folder_sizes_follow_exif_orientation(tmp_path, make_image) -> None:
     records = load_dataset(str(tmp_path), labeled=False).records
     assert [(r["height"], r["width"]) for r in records] == [(20, 30), (30, 20)]
     assert cv2.imread(str(tmp_path / "turned.jpg")).shape[:2] == (30, 20)
-
-
-def test_json_with_a_nan_literal_is_caught(make_coco) -> None:
-    coco = make_coco()
-    text = json.dumps(coco.content).replace('"bbox": [4, 6, 10, 8]', '"bbox": [4, 6, NaN, 8]', 1)
-    path = coco.folder / "set.json"
-    path.write_text(text)
-    with pytest.raises(DataError, match="NaN"):
-        load_coco(path)

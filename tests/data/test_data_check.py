@@ -21,7 +21,7 @@ from tests.reference.faults import FAULTS
 from tests.reference.small_data import SETUP, Small
 
 # Faults of the config alone, or that need a set of another kind; each has its own test below
-ELSEWHERE = {"train-empty", "test-empty", "no-unlabelled", "split-and-unlabelled", "refused", "classes-unequal"}
+ELSEWHERE = {"train-empty", "test-empty", "no-unlabelled", "split-and-unlabelled", "refused", "classes-unequal", "told"}
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,10 @@ def run(small, **changes):
 
 def codes(report):
     return {code for code, _ in report.found.counts}
+
+
+def codes_of(found, severity):
+    return {finding.code for finding in found.kept if finding.kind.severity == severity}
 
 
 def assert_named(report, code, file, item):
@@ -150,12 +154,19 @@ def test_very_unequal_classes(small):
     assert_named(report, "classes-unequal", "train.json", "category fox")
 
 
-def test_a_text_in_the_place_of_a_number_is_hinted_at(small):
+def test_a_number_written_as_text_is_read_as_training_reads_it(small):
     small.box(small.train, 3, [10, 70, 20, 20], image_id="3")
     report = run(small)
-    (finding,) = report.found.kept
-    assert finding.code == "image-unknown"
-    assert "there is 3" in finding.text
+    assert report.found.kept == []
+    assert len(report.boxes) == 29
+
+
+def test_annotations_of_an_image_that_cannot_be_used_are_no_further_finding(small):
+    small.train["images"][2]["width"] = "wide"
+    small.train["categories"][0]["name"] = None
+    small.num_classes = 2
+    found = run(small).found
+    assert codes_of(found, ERROR) == {"image-sides", "item-fields", "classes-differ"}
 
 
 def test_large_boxes_that_stick_out_now_and_then_are_not_taken_for_corners(small):

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
+from dataclasses import replace
 
 import pytest
 
+from sed.checks.check import check_data
 from sed.config import load_config
 from sed.data.catalog import VOC, known_names, load_dataset
 from sed.data.errors import DataError
 from sed.data.mapper import Mapper
-from sed.data.voc import CLASSES, load_voc
+from sed.data.voc import CLASSES, load_voc, parse
 from sed.engine.build import read_data
+from tests.reference.small_data import SETUP
 from tests.reference.voc import Object, make_folder, write_annotation, write_split
 
 CAT, DOG = Object("cat", (1, 1, 64, 48)), Object("dog", (11, 21, 30, 40), 1)
@@ -106,15 +110,14 @@ SIZE = "<size><width>64</width><height>48</height></size>"
     ("body", "message"),
     [
         ("<object>", "not an XML file"),
-        (objects(), "its <size> has no <width>"),
-        (SIZE.replace("48", "0") + objects(), "its <size> is 64 x 0; expected the image's pixels"),
+        (
+            SIZE.replace("48", "-3") + objects(),
+            "its <size> has <height> '-3'; expected .* pixels, 1 to 100000",
+        ),
+        (SIZE.replace("64", "1e9") + objects(), "its <size> has <width> '1e9'; expected a number of pixels"),
         (SIZE.replace("48", "tall") + objects(), "its <size> has <height> 'tall'; expected a number"),
         (SIZE + objects(name="zebra"), r"object 1 \(zebra\) is of an unknown class; known are aeroplane, .*COCO json"),
         (SIZE + objects() + objects(name=None), r"object 2 \(no name\) is of an unknown class"),
-        (SIZE + "<object><name>cat</name></object>", r"object 1 \(cat\): its <bndbox> has no <xmin>"),
-        (SIZE + objects(ymax=None), r"object 1 \(cat\): its <bndbox> has no <ymax>"),
-        (SIZE + objects(ymax="nan"), "<ymax> 'nan'; expected a number"),
-        (SIZE + objects(xmin="left"), "<xmin> 'left'; expected a number"),
         (SIZE + objects(difficult="rather"), "<difficult> 'rather'; expected 0 or 1"),
     ],
 )
@@ -127,7 +130,7 @@ def test_annotation_files_that_cannot_be_used(folder, body: str, message: str) -
 
 
 def test_the_error_for_a_missing_folder_names_where_it_belongs(root) -> None:
-    with pytest.raises(DataError, match=r"VOC2012/ImageSets/Main/val\.txt: cannot be read .*DETECTRON2_DATASETS"):
+    with pytest.raises(DataError, match=r"VOC2012/ImageSets/Main/val\.txt: no such file; .*DETECTRON2_DATASETS"):
         load_dataset("voc_2012_val")
 
 
@@ -137,7 +140,7 @@ def test_missing_files_are_named(folder) -> None:
         load_dataset("voc_2007_trainval", labeled=False)
     write_split(folder, "trainval", {"000012": [CAT]})
     (folder / "Annotations" / "000012.xml").unlink()
-    with pytest.raises(DataError, match=r"000012\.xml: cannot be read .*DATASETS\.UNLABELED, which needs none"):
+    with pytest.raises(DataError, match=r"000012\.xml: no such file; .*DATASETS\.UNLABELED, which needs none"):
         load_dataset("voc_2007_trainval")
 
 
@@ -147,7 +150,7 @@ def test_missing_files_are_named(folder) -> None:
         ("", "it lists no image"),
         ("000012\n000005\n000012\n", "image id 000012 occurs twice"),
         ("000012 1\n000005 -1\n", "line 1 is '000012 1'; expected one image id a line"),
-        (b"\xff\xfe\x00", "cannot be read"),
+        (b"\xff\xfe\x00", "no text in UTF-8"),
     ],
 )
 def test_invalid_lists_of_ids(folder, text: str | bytes, message: str) -> None:
@@ -181,6 +184,98 @@ def test_fractions_of_pixels_and_a_missing_difficult(folder) -> None:
     (folder / "Annotations" / "000005.xml").write_text(f"<annotation>{text}</annotation>")
     (found,) = load_dataset("voc_2007_trainval").records[1]["annotations"]
     assert (found["bbox"], found["difficult"]) == ([1, 44.5, 19, 2.75], 0)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"ymax": None}, {"ymax": "nan"}, {"xmin": "left"}, {"xmax": "1e9"}, {"xmax": "-inf"}, {"xmax": "9" * 5000}],
+)
+def test_one_box_that_is_none_is_dropped_and_counted(folder, caplog, fields) -> None:
+    (folder / "Annotations" / "000005.xml").write_text(f"<annotation>{SIZE}{objects()}{objects(**fields)}</annotation>")
+    with caplog.at_level(logging.WARNING):
+        assert len(load_dataset("voc_2007_trainval").records[1]["annotations"]) == 1
+    (line,) = set(caplog.messages)
+    assert (
+        "trainval.txt: dropped 1 boxes that are not [x, y, width, height] in pixels (annotation 000005.xml, obj" in line
+    )
+    assert len(line) < 400
+
+
+@pytest.mark.parametrize("size", ["", "<size/>", SIZE.replace("48", "0"), SIZE.replace("64", "")])
+def test_a_size_that_is_missing_is_read_from_the_image(folder, caplog, size) -> None:
+    (folder / "Annotations" / "000005.xml").write_text(f"<annotation>{size}{objects()}</annotation>")
+    with caplog.at_level(logging.WARNING):
+        record = load_dataset("voc_2007_trainval").records[1]
+    assert (record["height"], record["width"]) == (48, 64)
+    assert "trainval.txt: read 1 sizes from the images, 000005.xml has none" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("encoding", "declared"),
+    [
+        *((e, e) for e in ("utf-8", "utf-8-sig", "utf-16", "latin-1", "iso-8859-15", "cp1252", "gbk", "shift_jis")),
+        *(("utf-16-le", "utf-16"), ("utf-16-be", "utf-16"), ("utf-16", ""), ("utf-8-sig", ""), ("utf-8", "utf-16")),
+    ],
+)
+def test_encodings(folder, encoding, declared) -> None:
+    head = f'<?xml version="1.0" encoding="{declared.removesuffix("-sig")}"?>' if declared else ""
+    letter = "\u4eba" if encoding in ("gbk", "shift_jis") else "\u00fc"
+    text = f"{head}<annotation><filename>{letter}.jpg</filename>{SIZE}{objects()}</annotation>"
+    path = folder / "Annotations" / "000005.xml"
+    path.write_bytes(text.encode(encoding))
+    assert len(load_dataset("voc_2007_trainval").records[1]["annotations"]) == 1
+    assert parse(path).findtext("filename") == f"{letter}.jpg"
+
+
+LOL = f"""<!DOCTYPE x [<!ENTITY a "ha"><!ENTITY b "{"&a;" * 10}"><!ENTITY i "{"&b;" * 10}">]>"""
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"{LOL}<annotation>&i;</annotation>", "declares entities"),
+        (f"<?xml version='1.0'?>{LOL}<annotation>&i;</annotation>".encode("utf-16"), "declares entities"),
+        ('<!DOCTYPE a [<!ENTITY e SYSTEM "file:///etc/passwd">]><annotation>&e;</annotation>', "declares entities"),
+        ("<annotation>&e;</annotation>", "not an XML file .*entity"),
+        ('<?xml version="1.0" encoding="klingon"?><annotation/>', "not an XML file .*unknown encoding: klingon"),
+        ('<?xml version="1.0" encoding="hex"?><annotation/>', "not an XML file .*'hex' is not a text encoding"),
+        ("<annotation>\u00fc</annotation>".encode("latin-1"), "not an XML file .*invalid token"),
+        ("", "not an XML file .*no element found"),
+        (b"\xff\xd8\xff\xe0", "not an XML file"),
+        ("<html><body/></html>", "it is a <html>; expected an <annotation>"),
+        ("<annotation>" + "<a>" * 200_000, "not an XML file"),
+    ],
+    ids=range(11),
+)
+def test_what_is_no_annotation_file(folder, text, message) -> None:
+    path = folder / "Annotations" / "000005.xml"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    with pytest.raises(DataError, match=message) as error:
+        load_dataset("voc_2007_trainval")
+    assert str(error.value).startswith(f"{path}: ")
+
+
+def test_pipes_and_folders_are_not_read(folder) -> None:
+    path = folder / "Annotations" / "000005.xml"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DataError, match=r"000005\.xml: cannot be read: it is a pipe"):
+        load_dataset("voc_2007_trainval")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(DataError, match=r"000005\.xml: cannot be read: it is a folder"):
+        load_dataset("voc_2007_trainval")
+
+
+def test_the_check_tells_what_is_left_out(folder) -> None:
+    (folder / "Annotations" / "000005.xml").write_text(f"<annotation>{SIZE}{objects(xmin='left')}</annotation>")
+    names = {"labelled": ["voc_2007_trainval"], "test": [], "unlabelled": ["voc_2007_trainval"]}
+    found = check_data(names, replace(SETUP, num_classes=20)).found
+    assert any(f.code == "told" and "dropped 1 boxes" in f.text for f in found.kept)
+    (folder / "Annotations" / "000005.xml").write_text("<annotation>")
+    found = check_data(names, replace(SETUP, num_classes=20)).found
+    (refused,) = [f for f in found.kept if f.code == "refused"]
+    assert "000005.xml: not an XML file" in refused.text
 
 
 # ------------------------------------------------------------------------------------------ counts

@@ -10,10 +10,12 @@ import json
 import math
 import os
 import random
+import re
 
 import pytest
 
 from sed.checks.check import check_data
+from sed.checks.findings import ERROR
 from sed.data.catalog import load_dataset
 from sed.data.errors import DataError
 from tests.reference.small_data import SETUP, Small
@@ -27,9 +29,11 @@ FIELDS = {
     "categories": ("id", "name", "supercategory"),
     "annotations": ("id", "image_id", "category_id", "bbox", "iscrowd", "area", "segmentation", "ignore"),
 }
-CASES = [(kind, field, i) for kind, fields in FIELDS.items() for field in fields for i in range(len(STRANGE))]
+LACKING = len(STRANGE)  # one more case a field: it is not there at all
+CASES = [(kind, field, i) for kind, fields in FIELDS.items() for field in fields for i in range(LACKING + 1)]
+CASES += [("annotations", place, i) for place in range(4) for i in range(len(STRANGE))]  # in the box
 if os.environ.get("SED_FUZZ") != "all":
-    CASES = sorted(random.Random(0).sample(CASES, len(CASES) // 5))
+    CASES = sorted(random.Random(0).sample(CASES, len(CASES) // 5), key=str)
 WHOLE = ("{", "[]", "null", "7", '"a"', "[" * 100_000, '{"images": ' + "9" * 5000 + "}", "\x00", '{"images": {}}')
 
 
@@ -54,13 +58,21 @@ def look(small, text):
 @pytest.mark.parametrize(("kind", "field", "which"), CASES)
 def test_a_strange_value(small, kind, field, which):
     content = copy.deepcopy(small.train)
-    content[kind][1][field] = STRANGE[which]
+    item = content[kind][1]
+    if which == LACKING:
+        item.pop(field, None)
+    elif isinstance(field, int):
+        item["bbox"][field] = STRANGE[which]
+    else:
+        item[field] = STRANGE[which]
     told, found = look(small, json.dumps(content))
+    errors = [f for f in found.kept if f.file.endswith("odd.json") and f.kind.severity == ERROR]
+    assert bool(told) == bool(errors), "the check and training disagree"
     if told:
         assert "odd.json: " in told
-        assert len(told) < 600
-        assert "Traceback" not in told
-        assert any(finding.file.endswith("odd.json") for finding in found.kept), "the check finds nothing"
+        assert re.search(rf"{kind}\[1\]|image file|occurs twice|annotation \S+ \(image id", told), "no item is named"
+        assert len(told) < 900
+        assert "\n" not in told
     else:  # it was read: every box is one of the file, of a class and an image of it
         for record in load_dataset(str(small.folder / "odd.json")).records:
             for a in record["annotations"]:

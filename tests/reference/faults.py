@@ -88,7 +88,7 @@ def _(d):
 
 @fault("item-fields")
 def _(d):
-    d.train["images"].append({"id": 20, "file_name": "20.jpg", "width": 128})
+    d.train["images"].append({"id": 20, "height": 96, "width": 128})
     return "train.json", f"images[{len(d.train['images']) - 1}]"
 
 
@@ -160,10 +160,16 @@ def _(d):
     return "train.json", f"annotation {d.box(d.train, 99, [60, 10, 30, 30])} (image 99"
 
 
-@fault("image-sides", "image-no-box")
+@fault("image-sides")
 def _(d):
-    d.bare(36)["height"] = 0
-    return "train.json", "image 36 "
+    d.bare(36)["height"] = -5
+    return "train.json", "(id 36)"
+
+
+@fault("image-no-size")
+def _(d):
+    d.bare(84)["height"] = 0
+    return "train.json", "image 84 (84.jpg)"
 
 
 @fault("file-twice")
@@ -178,7 +184,7 @@ def _(d):
 def _(d):
     d.bare(39)
     d.box(d.train, 39, [60, 10, 30, 30], iscrowd="perhaps")
-    return "train.json", "annotation 391 "
+    return "train.json", "(id 391)"
 
 
 @fault("area-wrong")
@@ -203,7 +209,7 @@ def _box_fault(code: str, number: int, box: object, *also: str) -> None:
         return "train.json", f"annotation {d.box(d.train, number, box)} (image {number}, {number}.jpg)"
 
 
-_box_fault("box-form", 41, [60, 10, "30", 30])
+_box_fault("box-form", 41, [60, 10, "wide", 30])
 _box_fault("box-nan", 42, [60, 10, float("nan"), 30])
 _box_fault("box-negative", 43, [90, 50, -30, 30])
 _box_fault("box-empty", 44, [60, 10, 0, 30])
