@@ -17,7 +17,7 @@ from sed.data.errors import DataError
 from sed.data.folders import list_images
 from sed.data.layouts import Layout, find_layout, split_of
 from sed.data.records import Dataset, image_record, join
-from sed.data.voc import load_voc
+from sed.data.voc import load_voc, load_voc_folder
 from sed.data.yolo import load_yolo
 
 log = logging.getLogger(__name__)

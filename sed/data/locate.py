@@ -101,7 +101,9 @@ def _roots(path: Path, image_root: str | Path) -> Iterator[Path]:
     bases = [Path(image_root)] if str(image_root) else [folder]
     if not str(image_root) and folder.name.lower() in ("annotations", "annotation", "labels"):
         bases.append(folder.parent)
-    below = dict.fromkeys(("", "images", stem, subset, f"images/{stem}", f"images/{subset}", f"{subset}/images"))
+    below = dict.fromkeys(
+        ("", "images", "data", stem, subset, f"images/{stem}", f"images/{subset}", f"{subset}/images")
+    )
     yield from dict.fromkeys(base / part for base in bases for part in below)
 
 

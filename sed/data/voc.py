@@ -20,13 +20,14 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sed.data.coco import add_annotations
 from sed.data.coco_types import MAX_SIDE, shown
 from sed.data.errors import DataError
 from sed.data.files import read_file
-from sed.data.records import Dataset, image_record
+from sed.data.folders import IMAGE_SUFFIXES
+from sed.data.records import Dataset, Record, image_record, strip_annotations
 
 CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -67,25 +68,80 @@ def load_voc(
             f"{listing}: image file {images / missing[0]!s:.300}.jpg is missing ({len(missing)} of {len(ids)} are); "
             "unpack the archive's images there"
         )
+    rows = [_Row(i, folder / "Annotations" / f"{i}.xml", os.path.join(images, f"{i}.jpg")) for i in ids]
     if labeled:
-        index = {name: number for number, name in enumerate(classes)}
-        records, objects, unsized = [], {}, []
-        for i in ids:
-            path, file = folder / "Annotations" / f"{i}.xml", os.path.join(images, f"{i}.jpg")
-            root = parse(path)
-            height, width = (_side(root.find("size"), tag, path) for tag in ("height", "width"))
-            if height and width:
-                records.append({"file_name": file, "image_id": i, "height": height, "width": width})
-            else:
-                records.append(image_record(file, i))
-                unsized.append(path.name)
-            objects[i] = [_object(node, path, n, index) for n, node in enumerate(root.findall("object"), 1)]
-        if unsized:
-            log.warning("%s: read %d sizes from the images, %s has none", listing, len(unsized), unsized[0])
-        add_annotations(listing, records, objects, {n: n for n in index.values()}, keep=("difficult",))
+        records = _labeled(listing, [(row, parse(row.annotation)) for row in rows], classes)
     else:
-        records = [image_record(os.path.join(images, f"{i}.jpg"), i) for i in ids]
+        records = [image_record(row.image, row.image_id) for row in rows]
     return Dataset(name or f"{folder.name}_{split}", records, tuple(classes), tuple(range(len(classes))))
+
+
+def load_voc_folder(folder: str | Path, split: str = "", labeled: bool = True) -> Dataset:
+    """Read annotations in Pascal VOC's format of other classes than its own, with images of any kind.
+
+    Args:
+        folder: with Annotations/*.xml, and the images in JPEGImages, images or the folder itself; or with xml files
+            beside their images. Image and annotation have the same name before the dot.
+        split: a file of ImageSets/Main without its ".txt"; "": all annotations.
+        labeled: False drops all objects.
+
+    Returns:
+        Records in the order of their ids, classes in the order of their names; each annotation also has "difficult".
+
+    Raises:
+        DataError: see `load_voc`. Images without an annotation file are left out, with one warning.
+    """
+    top = Path(folder)
+    home = top / "Annotations" if (top / "Annotations").is_dir() else top
+    listing = top / "ImageSets" / "Main" / f"{split}.txt" if split else home
+    ids = _ids(listing) if split else sorted(path.stem for path in home.glob("*.xml") if not path.name.startswith("."))
+    roots = [root for root in (top / "JPEGImages", top / "images", home, top) if root.is_dir()]
+    files: dict[str, str] = {}
+    for root in roots:
+        for path in sorted(root.iterdir()):
+            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
+                files.setdefault(path.stem, str(path))
+    if missing := [i for i in ids if i not in files]:
+        raise DataError(
+            f"{home / missing[0]}.xml: there is no image of this name ({len(missing)} of {len(ids)} have none); looked "
+            f"in {', '.join(map(str, roots))} for {', '.join(IMAGE_SUFFIXES)}"
+        )
+    if not split and (alone := sorted(files.keys() - set(ids))):
+        log.warning("%s: %d images have no annotation file and are left out (%s)", folder, len(alone), alone[0])
+    rows = [(row, parse(row.annotation)) for row in (_Row(i, home / f"{i}.xml", files[i]) for i in ids)]
+    names = {node.findtext("name", "").strip() for _, root in rows for node in root.findall("object")}
+    classes = tuple(sorted(names - {""}))
+    records = _labeled(listing, rows, classes)
+    if not labeled:
+        records = strip_annotations(records)
+    return Dataset(f"{folder}:{split}" if split else str(folder), records, classes, tuple(range(len(classes))))
+
+
+class _Row(NamedTuple):
+    """The files of an image."""
+
+    image_id: str
+    annotation: Path
+    image: str
+
+
+def _labeled(listing: Path, rows: Sequence[tuple[_Row, ET.Element]], classes: Sequence[str]) -> list[Record]:
+    """The records of images and the <annotation> of each."""
+    index = {name: number for number, name in enumerate(classes)}
+    records: list[Record] = []
+    objects, unsized = {}, []
+    for (i, path, file), root in rows:
+        height, width = (_side(root.find("size"), tag, path) for tag in ("height", "width"))
+        if height and width:
+            records.append({"file_name": file, "image_id": i, "height": height, "width": width})
+        else:
+            records.append(image_record(file, i))
+            unsized.append(path.name)
+        objects[i] = [_object(node, path, n, index) for n, node in enumerate(root.findall("object"), 1)]
+    if unsized:
+        log.warning("%s: read %d sizes from the images, %s has none", listing, len(unsized), unsized[0])
+    add_annotations(listing, records, objects, {n: n for n in index.values()}, keep=("difficult",))
+    return records
 
 
 def _ids(listing: Path) -> list[str]:
@@ -157,8 +213,8 @@ def _object(node: ET.Element, path: Path, number: int, classes: dict[str, int]) 
     where = f"{path}: object {number} ({name[:60] or 'no name'})"
     if name not in classes:
         raise DataError(
-            f"{where} is of an unknown class; known are {', '.join(classes)} (data with other classes: convert them to "
-            "a COCO json)"
+            f"{where} is of an unknown class; known are {', '.join(classes)} (a set with other classes: give its "
+            "folder in the place of the name)"
         )
     if difficult not in ("0", "1"):
         raise DataError(f"{where} has <difficult> {shown(difficult)}; expected 0 or 1")

@@ -193,15 +193,13 @@ def label_file(image: Path) -> Path:
 
 def _add_labels(description: Path, records: list[Record], classes: Sequence[str]) -> None:
     objects: dict[Any, list[dict]] = {}
-    without, twice, present = 0, 0, set()
+    without, present = 0, set()
     for record in records:
         path = label_file(Path(record["file_name"]))
         present.add(path)
-        rows = list(_objects(path, record, len(classes), description)) if path.is_file() else []
         without += not path.is_file()
-        unique = {(row["category_id"], *row["bbox"]): row for row in rows}
-        twice += len(rows) - len(unique)
-        objects[record["image_id"]] = list(unique.values())
+        labelled = path.is_file()
+        objects[record["image_id"]] = list(_objects(path, record, len(classes), description)) if labelled else []
     if without == len(records):
         example = label_file(Path(records[0]["file_name"]))
         raise DataError(
@@ -210,7 +208,6 @@ def _add_labels(description: Path, records: list[Record], classes: Sequence[str]
     alone = sorted({p for folder in {p.parent for p in present} for p in folder.glob("*.txt")} - present)
     alone = [path for path in alone if path.name not in ("classes.txt", "notes.txt", "README.txt")]
     parts = [f"{without} images have no label file and are background"] if without else []
-    parts += [f"{twice} objects are there twice and were taken once"] if twice else []
     if alone:
         parts.append(f"{len(alone)} label files have no image and were left out ({alone[0].name})")
     if parts:

@@ -205,7 +205,7 @@ def test_folder_with_a_file_that_is_no_image(tmp_path, make_image) -> None:
 
 def test_a_folder_cannot_be_labelled(tmp_path, make_image) -> None:
     make_image(tmp_path / "a.jpg", 10, 10)
-    with pytest.raises(DataError, match="a folder holds no annotations"):
+    with pytest.raises(DataError, match="no annotations in this folder"):
         load_dataset(str(tmp_path))
 
 
