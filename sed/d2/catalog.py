@@ -26,6 +26,7 @@ from detectron2.structures import BoxMode
 from sed.data.catalog import known_names, load_dataset
 from sed.data.errors import DataError
 from sed.data.files import read_file
+from sed.data.layouts import split_of
 from sed.data.packing import without_gc
 from sed.data.records import XYWH_ABS, Dataset, Record, image_record, join
 from sed.data.voc import load_voc
@@ -55,7 +56,7 @@ def dataset_of(source: str, image_root: str = "", labeled: bool = True) -> Datas
     """
     if source in DatasetCatalog and not isinstance(DatasetCatalog[source], _Source):
         return _registered(source, labeled)
-    if source not in known_names() and not os.path.exists(source):
+    if source not in known_names() and not os.path.exists(split_of(source)[0]):
         raise DataError(
             f"{source}: neither a file, a folder, registered in Detectron2's DatasetCatalog, nor one of "
             f"{', '.join(known_names())}"
@@ -98,12 +99,13 @@ def evaluable(dataset: Dataset) -> Dataset:
     """The same set; where COCOEvaluator could not use its json, the catalog then names a completed copy of that.
 
     COCOEvaluator reads the json again, and pycocotools wants what `sed.data.coco` does without or sees to: areas,
-    crowd flags, no annotation with id 0, no box without size. The copy is a temporary file of this process.
+    crowd flags, no annotation with id 0, no box without size. A set in another format gets a json here. The copy is a
+    temporary file of this process.
     """
     source = DatasetCatalog[dataset.name]
-    if not isinstance(source, _Source) or not dataset.json_file:
+    if not isinstance(source, _Source):
         return dataset
-    content = json.loads(read_file(dataset.json_file))
+    content = json.loads(read_file(dataset.json_file)) if dataset.json_file else {"images": [], "categories": []}
     annotations = [
         {
             "id": 0,
@@ -118,7 +120,7 @@ def evaluable(dataset: Dataset) -> Dataset:
         {key: r[key] for key in ("file_name", "height", "width")} | {"id": r["image_id"]} for r in dataset.records
     ]
     categories = [{"id": i, "name": n} for i, n in zip(dataset.category_ids, dataset.classes, strict=True)]
-    found = content["annotations"]
+    found = content.get("annotations", [])
     whole = all(_complete(item) for item in found) and "info" in content
     same_ids = [item["id"] for item in content["images"]] == [item["id"] for item in images]
     same_ids &= sorted(map(str, (c["id"] for c in content["categories"]))) == sorted(map(str, dataset.category_ids))
@@ -128,11 +130,10 @@ def evaluable(dataset: Dataset) -> Dataset:
         item["id"] = number
     folder = Path(tempfile.mkdtemp(prefix="sed-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    copy = folder / Path(dataset.json_file).name
+    copy = folder / (Path(dataset.json_file).name or "annotations.json")
     copy.write_text(json.dumps({"info": {}, "images": images, "categories": categories, "annotations": annotations}))
-    log.info(
-        "%s: Detectron2 evaluates on a copy whose areas, crowd flags and annotation ids are complete", dataset.name
-    )
+    if dataset.json_file:
+        log.info("%s: Detectron2 evaluates on a copy with complete areas, crowd flags and annotation ids", dataset.name)
     dataset = replace(dataset, json_file=str(copy))
     _register(dataset, source)
     return dataset

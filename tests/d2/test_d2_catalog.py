@@ -30,6 +30,7 @@ from sed.data.catalog import load_dataset
 from sed.data.errors import DataError
 from sed.data.mapper import read_image
 from tests.data.conftest import Coco, write_image
+from tests.reference.formats import FORMATS
 
 VOC_XML = """<annotation><size><width>{w}</width><height>{h}</height><depth>3</depth></size>{objects}</annotation>"""
 VOC_OBJECT = """<object><name>{}</name><difficult>0</difficult>
@@ -262,7 +263,7 @@ def test_a_folder_of_images_is_an_unlabelled_set(make_coco) -> None:
     assert [record["image_id"] for record in dataset.records] == ["0.jpg", "1.jpg", "2.jpg"]
     assert get_detection_dataset_dicts([folder]) == dataset.records
     assert not any("annotations" in record for record in dataset.records)
-    with pytest.raises(DataError, match="a folder holds no annotations"):
+    with pytest.raises(DataError, match="no annotations in this folder"):
         dataset_of(folder)
 
 
@@ -328,3 +329,11 @@ def test_sets_of_the_user_are_evaluated_as_they_are(make_coco) -> None:
     register_coco_instances("mine_coco", {}, str(coco.write()), str(coco.folder))
     dataset = dataset_of("mine_coco")
     assert evaluable(dataset) == dataset
+
+
+@pytest.mark.parametrize("tool", ["yolo", "voc", "cvat"])
+def test_detectron2_evaluates_what_other_tools_write(make_coco, tmp_path, tool) -> None:
+    FORMATS[tool](dataset_of(str(make_coco().write())), tmp_path / "export")
+    dataset = evaluable(dataset_of(str(tmp_path / "export")))
+    assert perfect_ap(dataset, tmp_path / "out") == pytest.approx(100)
+    assert "coco" in MetadataCatalog.get(dataset.name).evaluator_type
