@@ -7,8 +7,9 @@
 The first form writes a COCO results list: image_id, category_id, bbox [x, y, w, h] in the pixels of the file,
 score, and the file's name. The second writes a whole COCO file with images and categories, so that predictions can
 be trained on (DATASETS.TRAIN pseudo.json, DATASETS.IMAGE_ROOT photos) or corrected in an annotation tool. Image ids
-are the files' numbers where all names are numbers, as in COCO, else 1, 2, 3, ... in the order of the paths. Words at
-the end are KEY VALUE overrides of the config (not right after --input, which takes any number of paths).
+are those of the json where --input is a COCO json; the files' numbers where all names are numbers, as in COCO; else
+1, 2, 3, ... in the order of the paths. Words at the end are KEY VALUE overrides of the config (not right after
+--input, which takes any number of paths).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from sed.data.errors import DataError
 from sed.data.records import Dataset, Record, reorder
 from sed.detectors.base import Detector
 from sed.evaluation.coco import detect_all, to_coco_results
-from sed.evaluation.files import ImageFiles, find_images, number_images
+from sed.evaluation.files import ImageFiles, find_numbered
 from sed.runtime.engine import Engine
 
 log = logging.getLogger("predict")
@@ -43,7 +44,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = config_parser(__doc__, "of the training run")
     add = parser.add_argument
     add("--weights", default="", metavar="FILE", help="default: OUTPUT_DIR's model_best.pth; or coco")
-    add("--input", required=True, nargs="+", metavar="PATH", help="folders (any depth) or image files")
+    add("--input", required=True, nargs="+", metavar="PATH", help="folders (any depth), image files, or a COCO json")
     add("--output", required=True, type=Path, metavar="JSON")
     add("--score-threshold", type=float, default=0.05, help="leave out detections below it (default 0.05)")
     add("--as-annotations", action="store_true", help="a whole COCO file instead of a results list")
@@ -57,12 +58,10 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         engine, cfg, weights = pick_trained(args.config_file, args.opts, args.weights)
-        root, files = find_images(args.input)
+        root, files, ids = find_numbered(args.input, cfg.DATASETS.IMAGE_ROOT)
         detector = engine.load_detector(cfg, weights)
         classes = read_classes(engine, cfg, detector)
-        images = ImageFiles(
-            files, number_images(files), engine.test_mapper(cfg), cfg.TEST.IMS_PER_BATCH, args.skip_unreadable
-        )
+        images = ImageFiles(files, ids, engine.test_mapper(cfg), cfg.TEST.IMS_PER_BATCH, args.skip_unreadable)
         with tqdm(total=len(files), unit="image") as bar:
 
             def batches():

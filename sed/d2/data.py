@@ -30,6 +30,7 @@ from sed.data.loaders import Order, Stream
 from sed.data.mapper import LABELED
 from sed.data.partition import Data, check_num_classes
 from sed.data.records import Dataset, Record, check_same_classes
+from sed.evaluation.coco import tell_crowded
 from sed.runtime.data import Streams, build_data, build_streams
 
 __all__ = [
@@ -74,6 +75,7 @@ def build_test_sets(cfg: CfgNode) -> list[Dataset]:
     tests = [evaluable(dataset_of(source, cfg.DATASETS.IMAGE_ROOT)) for source in cfg.DATASETS.TEST]
     for test in tests:
         check_num_classes(test, classes, key)
+        tell_crowded(test, cfg.TEST.DETECTIONS_PER_IMAGE)
     return tests
 
 

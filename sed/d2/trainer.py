@@ -234,7 +234,9 @@ class SemiSupervisedTrainer(DefaultTrainer):
         """COCO metrics; for the data sets of Pascal VOC its own, with COCO's beside them."""
         if MetadataCatalog.get(dataset_name).get("evaluator_type") == "pascal_voc":
             return VOCEvaluator(dataset_name)
-        return COCOEvaluator(dataset_name, output_dir=str(Path(cfg.OUTPUT_DIR) / "inference"))
+        kept = cfg.TEST.DETECTIONS_PER_IMAGE
+        limit = kept if kept > 100 else None  # COCO's own
+        return COCOEvaluator(dataset_name, output_dir=str(Path(cfg.OUTPUT_DIR) / "inference"), max_dets_per_image=limit)
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:

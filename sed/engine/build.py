@@ -27,7 +27,7 @@ from sed.detectors.weights import load_pretrained
 from sed.engine import checkpoint
 from sed.engine.solver import Clip, LearningRate, Precision, build_optimizer, lr_factor
 from sed.engine.trainer import LoopOptions, Trainer
-from sed.evaluation.coco import Results, evaluate
+from sed.evaluation.coco import Results, evaluate, tell_crowded
 from sed.methods.base import Method
 from sed.runtime.data import Streams, build_data, build_streams
 from sed.runtime.devices import find_device
@@ -67,6 +67,7 @@ def build_test_set(cfg: CfgNode) -> Dataset:
     test = load_datasets(cfg.DATASETS.TEST, cfg.DATASETS.IMAGE_ROOT)
     key, num_classes = _num_classes(cfg)
     check_num_classes(test, num_classes, key)
+    tell_crowded(test, cfg.TEST.DETECTIONS_PER_IMAGE)
     return test
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -25,8 +27,9 @@ from sed.data.records import Dataset, Record
 from sed.detectors.base import Detector
 from sed.evaluation.voc import VOC07, VOC12, is_voc, voc_ap50
 
+log = logging.getLogger(__name__)
 Results = dict[str, float]
-_MAX_DETECTIONS = 100  # an image, as in all published COCO figures
+_MAX_DETECTIONS = 100  # an image and class that count at least, as in all published COCO figures
 _CONFIDENT = 0.5  # score from which a detection is counted in "detections"
 
 
@@ -106,6 +109,8 @@ def to_coco_results(found: Sequence[dict[str, Any]], dataset: Dataset) -> list[d
 def score(found: Sequence[dict[str, Any]], dataset: Dataset) -> Results:
     """Metrics of detections (see `evaluate`) against the records of `dataset`.
 
+    All detections of an image count, also more than COCO's 100: TEST.DETECTIONS_PER_IMAGE is the one limit.
+
     Image ids may be numbers or texts: they are renumbered in their order, which decides among detections of equal
     score, as pycocotools does with the ids themselves.
     """
@@ -156,9 +161,26 @@ def compared(found: Sequence[dict[str, Any]], dataset: Dataset) -> COCOeval:
             coco.createIndex()
             sides.append(coco)
         run = COCOeval(*sides, iouType="bbox")
-        run.params.maxDets = [1, 10, _MAX_DETECTIONS]
+        most = max(Counter(row["image_id"] for row in predicted).values(), default=0)
+        run.params.maxDets = [1, 10, max(_MAX_DETECTIONS, most)]
         run.evaluate()
     return run
+
+
+def tell_crowded(dataset: Dataset, limit: int) -> None:
+    """Warn where images have more objects than detections are kept of one, which holds AP down.
+
+    Args:
+        dataset: to evaluate on.
+        limit: TEST.DETECTIONS_PER_IMAGE.
+    """
+    counts = [sum(not a["iscrowd"] for a in record["annotations"]) for record in dataset.records]
+    if crowded := sum(count > limit for count in counts):
+        log.warning(
+            "%s: %d images have more than %d objects (up to %d), but no more detections are kept of an image; to count "
+            "all of them, set TEST.DETECTIONS_PER_IMAGE to %d",
+            *(dataset.name, crowded, limit, max(counts), max(counts)),
+        )
 
 
 def _summary(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Protocol
 from torch import Tensor
 
 from sed.core.structures import Images
+from sed.data.coco import load_coco
 from sed.data.errors import DataError
 from sed.data.folders import list_images
 from sed.data.loaders import collate_test
@@ -47,6 +49,27 @@ def find_images(inputs: Sequence[str]) -> tuple[Path, list[Path]]:
     return root, list(dict.fromkeys(files))
 
 
+def find_numbered(inputs: Sequence[str], image_root: str = "") -> tuple[Path, list[Path], list[int | str]]:
+    """(common folder, image files, their ids) of folders and files, see `find_images`; or of the images of one json.
+
+    Args:
+        inputs: folders and image files, or one COCO json, whose annotations are not read.
+        image_root: folder of the json's images, see `sed.data.locate`.
+
+    Raises:
+        DataError: see `find_images`; also for a json that cannot be used.
+    """
+    jsons = [item for item in inputs if item.lower().endswith(".json") and not Path(item).is_dir()]
+    if not jsons:
+        root, files = find_images(inputs)
+        return root, files, list(number_images(files))
+    if len(inputs) > 1:
+        raise DataError(f"{jsons[0]}: a json is given alone: the image ids of several inputs may collide")
+    records = load_coco(jsons[0], image_root, labeled=False).records
+    files = [Path(record["file_name"]) for record in records]
+    return Path(os.path.commonpath([file.parent for file in files])), files, [record["image_id"] for record in records]
+
+
 def number_images(files: Sequence[Path]) -> list[int]:
     """Image ids: the file names where they are different numbers, as COCO's are; else 1, 2, ..."""
     stems = [file.stem for file in files]
@@ -72,7 +95,7 @@ class ImageFiles:
     """
 
     files: Sequence[Path]
-    ids: Sequence[int]
+    ids: Sequence[int | str]
     mapper: TestMapper
     batch_size: int
     skip_unreadable: bool = False
@@ -98,7 +121,7 @@ class ImageFiles:
                 if good:
                     yield collate_test([sample for _, sample in good])
 
-    def _read(self, job: tuple[Path, int]) -> tuple[Record, tuple[Tensor, ImageInfo]] | DataError:
+    def _read(self, job: tuple[Path, int | str]) -> tuple[Record, tuple[Tensor, ImageInfo]] | DataError:
         try:
             record = image_record(*job)
             return record, self.mapper.test(record)

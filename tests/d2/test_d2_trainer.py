@@ -277,7 +277,12 @@ def test_the_evaluator_follows_the_data_set(tmp_path, squares):
 
     cfg = tiny_config(squares, tmp_path)
     build_test_sets(cfg)
-    assert isinstance(SemiSupervisedTrainer.build_evaluator(cfg, cfg.DATASETS.TEST[0]), COCOEvaluator)
+    evaluator = SemiSupervisedTrainer.build_evaluator(cfg, cfg.DATASETS.TEST[0])
+    assert isinstance(evaluator, COCOEvaluator)
+    assert evaluator._max_dets_per_image == [1, 10, 100]
+    cfg.TEST.DETECTIONS_PER_IMAGE = 1500
+    evaluator = SemiSupervisedTrainer.build_evaluator(cfg, cfg.DATASETS.TEST[0])
+    assert evaluator._max_dets_per_image == [1, 10, 1500]
     MetadataCatalog.get("voc_for_the_evaluator").set(
         evaluator_type="pascal_voc", dirname=str(tmp_path), split="test", year=2007
     )

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from sed.evaluation.coco import detect_all, evaluate, format_table, score, to_coco_results
+from sed.evaluation.coco import detect_all, evaluate, format_table, score, tell_crowded, to_coco_results
 from tests.reference.metrics import Scripted, hand_made, make_dataset, make_loader
 
 CAT = {"bbox": [10, 10, 40, 40], "category_id": 0}
@@ -60,6 +60,26 @@ def test_crowds_are_neither_right_nor_wrong():
 
 def test_the_annotated_area_decides_the_size_class():
     assert run([[{**CAT, "area": 500.0}]], [[([10.0, 10.0, 50.0, 50.0], 0.9, 0)]])["APs"] == pytest.approx(100)
+
+
+def test_all_detections_of_an_image_with_many_objects_count():
+    """TEST.DETECTIONS_PER_IMAGE is the limit, not COCO's 100."""
+    boxes = [[5.0 * (i % 30), 5.0 * (i // 30), 4.0, 4.0] for i in range(240)]
+    found = [([x, y, x + w, y + h], 0.9, 0) for x, y, w, h in boxes]
+    truth = [[{"bbox": box, "category_id": 0} for box in boxes]]
+    assert run(truth, [found])["AP"] == pytest.approx(100)
+    assert run(truth, [found[:100]])["AP"] == pytest.approx(100 * 42 / 101)  # recall 0 to 0.41
+
+
+def test_images_with_more_objects_than_detections_are_told(caplog):
+    dataset = make_dataset([[CAT] * 7, [CAT] * 3, [CAT] * 9])
+    with caplog.at_level("WARNING"):
+        tell_crowded(dataset, 9)
+        assert not caplog.messages
+        tell_crowded(dataset, 6)
+    (message,) = caplog.messages
+    assert "2 images have more than 6 objects (up to 9)" in message
+    assert message.endswith("set TEST.DETECTIONS_PER_IMAGE to 9")
 
 
 def test_no_detection_at_all_is_0_and_not_an_error():

@@ -60,6 +60,18 @@ def test_results_name_image_and_category(run, photos):
     assert all(0 <= r["score"] <= 1 for r in rows)
 
 
+def test_a_json_gives_its_images_and_their_ids(run, photos):
+    rows = [{"id": i, "file_name": name, "height": 64, "width": 64} for i, name in ((7, "b.png"), (70, "deep/c.png"))]
+    path = photos / "val.json"
+    path.write_text(json.dumps({"images": rows}))
+    assert {(r["image_id"], r["file_name"]) for r in run(inputs=[path])} == {(7, "b.png"), (70, "deep/c.png")}
+    with pytest.raises(SystemExit, match=r"val\.json: a json is given alone"):
+        run(inputs=[path, photos])
+    path.write_text("{}")
+    with pytest.raises(SystemExit, match=r"val\.json: not COCO: .*'images'"):
+        run(inputs=[path])
+
+
 def test_the_threshold_leaves_the_rest_out(run, photos):
     scores = sorted(r["score"] for r in run(inputs=[photos]))
     middle = scores[len(scores) // 2]
