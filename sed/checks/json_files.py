@@ -23,6 +23,7 @@ from sed.data.coco import read_json
 from sed.data.coco_types import Fault, is_box, shown
 from sed.data.errors import DataError
 from sed.data.folders import HIDDEN, IMAGE_SUFFIXES, OTHER, look_through
+from sed.data.layouts import find_layout, is_yolo_file, split_of
 from sed.data.locate import locate_images, looked_for
 from sed.data.records import Dataset, Record
 
@@ -89,25 +90,33 @@ def read_source(name: str, role: str, image_root: str, read: Reader, found: Find
     if name in COCO_2017:
         path, root = (data_root() / part for part in COCO_2017[name])
     source = Source(name, role, str(path))
-    if path.is_dir():
-        if role == UNLABELLED:
-            _read_folder(source, path, found)
-        else:
-            source.structured = False
-            found.add("json-structure", name, KEYS[role], "a folder holds no annotations; expected a COCO json")
-    elif path.is_file():
-        _read_json(source, path, root, found)
+    there = Path(split_of(name)[0])
+    json_file = path if path.is_file() and not is_yolo_file(path) else _json_of(there, name) if there.is_dir() else None
+    if path.is_dir() and role == UNLABELLED:
+        _read_folder(source, path, found)
+    elif json_file:
+        source.file = str(json_file)
+        _read_json(source, json_file, root, found)
     else:
         with _warnings() as told:
             try:
                 _take(source, read(name, image_root, role != UNLABELLED))
             except DataError as error:
                 source.structured = False
-                code = "refused" if name in known_names() else "source-missing"
+                code = "refused" if name in known_names() or there.exists() else "source-missing"
                 found.add(code, name, KEYS[role], str(error).removeprefix(f"{name}: "))
         for text in told:
             found.add("told", name, KEYS[role], text)
     return source
+
+
+def _json_of(folder: Path, name: str) -> Path | None:
+    """The COCO json of a folder of annotations; None where it is another format or none."""
+    try:
+        layout = find_layout(folder, split_of(name)[1])
+    except DataError:  # the reader says what is wrong
+        return None
+    return layout.path if layout.kind == "COCO" else None
 
 
 @contextlib.contextmanager

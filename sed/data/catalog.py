@@ -15,7 +15,7 @@ from sed.data.coco import load_coco
 from sed.data.digits import VARIANTS, ensure_digits
 from sed.data.errors import DataError
 from sed.data.folders import list_images
-from sed.data.layouts import Layout, find_layout, split_of
+from sed.data.layouts import Layout, find_layout, is_yolo_file, split_of
 from sed.data.records import Dataset, image_record, join
 from sed.data.voc import load_voc, load_voc_folder
 from sed.data.yolo import load_yolo
@@ -77,7 +77,7 @@ def load_dataset(source: str, image_root: str = "", labeled: bool = True) -> Dat
     path = Path(place)
     if path.is_dir() and not labeled and not split:
         return load_folder(path)
-    if path.is_dir() or (path.is_file() and path.suffix in (".yaml", ".yml")):
+    if path.is_dir() or is_yolo_file(path):
         return replace(load_layout(path, split, image_root, labeled), name=source)
     if path.is_file() and not split:
         return replace(load_coco(path, image_root, labeled), json_file=source)

@@ -43,6 +43,11 @@ def split_of(source: str) -> tuple[str, str]:
     return (path, split) if path and split in SPLITS and not Path(source).exists() else (source, "")
 
 
+def is_yolo_file(path: Path) -> bool:
+    """Whether a path is that of a YOLO set's data.yaml."""
+    return path.suffix in (".yaml", ".yml") and path.is_file()
+
+
 def find_layout(folder: str | Path, split: str = "") -> Layout:
     """The annotations of a folder's split.
 

@@ -11,7 +11,9 @@ from sed.options.option import option
 class Datasets:
     """DATASETS."""
 
-    train: tuple[str, ...] = option((), "labelled: names, or paths of COCO json files")
+    train: tuple[str, ...] = option(
+        (), "labelled: names, COCO json files, or folders in COCO's, YOLO's or Pascal VOC's layout (docs/own_data.md)"
+    )
     unlabeled: tuple[str, ...] = option(
         (), "names, COCO json files or folders of images; empty: DATASETS.TRAIN is split"
     )

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from sed.checks.check import check_data
+from sed.checks.findings import ERROR
 from sed.data.catalog import load_dataset
 from sed.data.errors import DataError
 from sed.data.layouts import find_layout, split_of, splits_of
 from tests.reference.formats import FORMATS, cvat, roboflow, voc, yolo
-from tests.reference.small_data import Small
+from tests.reference.small_data import SETUP, Small
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -132,3 +134,27 @@ def test_voc_lists(made, tmp_path):
     (lists / "val.txt").write_text("3\n")
     assert [r["image_id"] for r in load_dataset(str(tmp_path)).records] == ["1", "2"]
     assert [r["image_id"] for r in load_dataset(f"{tmp_path}:val").records] == ["3"]
+
+
+@pytest.mark.parametrize("tool", ["roboflow", "yolo", "voc"])
+def test_the_check_reads_what_training_reads(tool, tmp_path):
+    small = Small(tmp_path / "set")
+    names = small.write()
+    FORMATS[tool](load_dataset(names["labelled"][0]), tmp_path / "export")
+    names["labelled"] = [str(tmp_path / "export")]
+    report = check_data(names, SETUP)
+    assert not report.found.has(ERROR)
+    labelled = next(row for row in report.sets if row["role"] == "labelled")
+    assert (labelled["images"], labelled["boxes"]) == (14, 28)
+
+
+def test_the_check_names_the_line_that_training_refuses(made, tmp_path):
+    yolo(made, tmp_path / "export")
+    label = sorted((tmp_path / "export" / "labels" / "train").iterdir())[0]
+    label.write_text("0 64 48 32 48\n")
+    names = Small(tmp_path / "set").write() | {"labelled": [str(tmp_path / "export")]}
+    told = [finding.text for *_, kept in check_data(names, SETUP).found.groups() for finding in kept]
+    with pytest.raises(DataError) as error:
+        load_dataset(str(tmp_path / "export"))
+    assert str(error.value).startswith(f"{label}: line 1 ('0 64 48 32 48'): ")
+    assert str(error.value) in told
