@@ -37,6 +37,7 @@ from sed.runtime.checkpoint_files import (
     read,
     save_atomic,
 )
+from sed.runtime.resume import LARGEST, Field, check_optimizer, check_rng, check_scaler, check_step, check_tensors
 
 PREFIXES = {"student": "method.student.", "teacher": "method.teacher.module."}
 CLASSES = "classes"  # the entry of the names of the classes
@@ -141,17 +142,43 @@ class RunCheckpointer(SafeCheckpointer):
         return str(checkpoints(self.save_dir)[-1])
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        own, found = self.model.state_dict(), checkpoint["model"]
-        file, ours = self.get_checkpoint_file(), self.model.method.student.class_names
-        check_classes(checkpoint.pop(CLASSES, None), ours, file)
-        wrong = [name for name in own if name not in found or own[name].shape != found[name].shape]
+        own, file = self.model.state_dict(), self.get_checkpoint_file()
+        check_classes(checkpoint.pop(CLASSES, None), self.model.method.student.class_names, file)
+        root = Field(checkpoint, file)
+        found = {name: getattr(row.value, "shape", None) for name, row in root["model"].table().items()}
+        wrong = [name for name in own if name not in found or own[name].shape != found[name]]
         if wrong or len(found) != len(own):
             raise CheckpointError(
-                f"{self.get_checkpoint_file()}: not a checkpoint of this run's model "
+                f"{file}: not a checkpoint of this run's model "
                 f"({len(wrong)} of {len(own)} tensors are missing or of another shape, first: {wrong[:1]}); resume "
                 "with the config it was written with, or set MODEL.WEIGHTS to it and start a new run"
             )
+        check_tensors(root["model"], own)
+        if "trainer" in self.checkpointables:
+            check_progress(root, self.checkpointables["trainer"], file)
         return super()._load_model(checkpoint)
+
+
+def check_progress(root: Field, trainer: Any, path: str) -> None:
+    """Raise CheckpointError for a field of a run's checkpoint, beside the model, that its trainer cannot go on with."""
+    whole = root["trainer"]
+    own, inner = trainer.state_dict(), whole["_trainer"]
+    done = check_step(whole["iteration"], path, before=1)
+    inner["iteration"].whole(done, done)
+    check_optimizer(inner["optimizer"], trainer._trainer.optimizer)
+    if "grad_scaler" in own["_trainer"]:
+        check_scaler(inner["grad_scaler"], own["_trainer"]["grad_scaler"])
+    hooks, expected = whole["hooks"], own["hooks"]  # a user's trainer may have others
+    for row in hooks["Checkpoints"]["processes"].rows() if "Checkpoints" in expected else ():
+        check_rng(row["rng"])
+        for value in row["loss_normalizer"].table().values():
+            value.number(0, LARGEST)
+    if "Metrics" in expected:
+        hooks["Metrics"]["silent"].whole()
+        hooks["Metrics"]["warned"].flag()
+    if "base_lrs" in expected.get("LRScheduler", {}):
+        hooks["LRScheduler"]["last_epoch"].whole(0, done + 1)
+        hooks["LRScheduler"]["base_lrs"].like(expected["LRScheduler"]["base_lrs"])
 
 
 class _DetectorCheckpointer(SafeCheckpointer):

@@ -23,7 +23,7 @@ from sed.d2.inference import painter, test_mapper
 from sed.d2.trainer import SemiSupervisedTrainer
 from sed.data.files import save_text
 from sed.data.records import Dataset, check_same_classes
-from sed.runtime.output import claim_folder, record_split, write_config, write_versions
+from sed.runtime.output import claim_folder, end_with_log, record_split, room_needed, write_config, write_versions
 from sed.runtime.results import draw_predictions, evaluated_weights, leave_stock_folder, write_evaluation
 
 log = logging.getLogger(__name__)
@@ -46,13 +46,20 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
 
     Raises:
         DataError: for data, or a number of processes (SOLVER.REFERENCE_WORLD_SIZE), that cannot be used.
+        OutputError: where OUTPUT_DIR holds another run, or its disk is full.
     """
+    with room_needed(cfg.OUTPUT_DIR):
+        return _train(cfg, resume)
+
+
+def _train(cfg: CfgNode, resume: bool) -> dict[str, Any]:
     cfg, scaling = scaled(cfg, comm.get_world_size())
     folder = Path(cfg.OUTPUT_DIR)
     last = claim_folder(folder, resume)
     comm.synchronize()  # all have looked before anyone writes
     changes = write_config(folder, cfg.dump()) if comm.is_main_process() else []
     _setup(cfg)
+    end_with_log("sed", "detectron2", "fvcore")
     log.info("engine: detectron2 %s (ENGINE is %s)", detectron2.__version__, cfg.ENGINE)
     for line in scaling:
         log.info(line)

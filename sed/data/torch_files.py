@@ -82,12 +82,16 @@ def tensors_by_name(content: Any, path: str | Path) -> dict[str, Tensor]:
     for name, value in found.items():
         if not isinstance(name, str):
             raise TorchFileError(f"{path}: its tensors are numbered ({name!r}, ...), not named; expected a state_dict")
-        strange = value.layout != torch.strided or value.is_quantized or value.device.type != "cpu"
-        if strange:
+        if not plain_numbers(value):
             raise TorchFileError(f"{path}: {name} is sparse, quantised or without values; expected plain numbers")
         if not finite(value):
             raise TorchFileError(f"{path}: {name} holds NaN or infinite values; such a model finds nothing")
     return {name.removeprefix("module."): value for name, value in found.items()}
+
+
+def plain_numbers(value: Tensor) -> bool:
+    """Whether a tensor is dense, on the CPU and not quantised: its numbers can be copied."""
+    return value.layout == torch.strided and not value.is_quantized and value.device.type == "cpu"
 
 
 def finite(value: Tensor) -> bool:
