@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sed.data.torch_files import other_kinds
 from sed.detectors.base import Detector
 from sed.methods.base import Method
 from sed.runtime.checkpoint_files import (
@@ -99,6 +100,8 @@ def check_same_tensors(
         if n in found and own[n].shape != found[n].shape
     ]
     parts = []
+    if odd := other_kinds(own, found):
+        parts.append(f"another kind of number: {odd}")
     if wrong:
         parts.append(f"{len(wrong)} shapes differ: {'; '.join(wrong[:3])}")
     if missing:

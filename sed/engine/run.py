@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from fvcore.common.config import CfgNode
 
+from sed.data.files import try_folder
 from sed.data.records import reorder
 from sed.engine import build, checkpoint
 from sed.engine.logging import setup_logging
@@ -54,7 +55,7 @@ def _train(cfg: CfgNode, resume: bool) -> Counters:
     cfg.defrost()
     cfg.merge_from_list([word for pair in changes.items() for word in pair])
     folder = Path(cfg.OUTPUT_DIR)
-    last = claim_folder(folder, resume)
+    last = claim_folder(cfg.OUTPUT_DIR, resume)
     _barrier()  # all have looked before anyone writes
     setup_logging(folder, rank())
     end_with_log("sed")
@@ -124,7 +125,7 @@ def evaluate_only(cfg: CfgNode, resume: bool = False, which: str = "teacher") ->
     Raises:
         CheckpointError: where there is nothing to evaluate, or it does not fit.
     """
-    folder, weights = Path(cfg.OUTPUT_DIR), cfg.MODEL.WEIGHTS
+    folder, weights = try_folder(cfg.OUTPUT_DIR, "OUTPUT_DIR"), cfg.MODEL.WEIGHTS
     setup_logging(None, rank())
     log.info("engine: torchvision (%s)", _why(cfg))
     device = build.resolve_device(cfg.MODEL.DEVICE)

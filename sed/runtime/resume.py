@@ -119,6 +119,10 @@ def check_tensors(field: Field, own: Mapping[str, Tensor]) -> None:
     Batch norm's `num_batches_tracked` may be missing: old files have none.
     """
     found = field.table()
+    if unknown := next((name for name in found if name not in own), None):
+        raise CheckpointError(
+            f"{field.path}: {field.name} has {unknown}, unknown here; use the config it was made with"
+        )
     for name, value in own.items():
         if name in found:
             found[name].tensor(tuple(value.shape), (value.dtype,))
