@@ -172,6 +172,8 @@ def check_progress(root: Field, trainer: Any, path: str) -> None:
     own, inner = trainer.state_dict(), whole["_trainer"]
     done = check_step(whole["iteration"], path, before=1)
     inner["iteration"].whole(done, done)
+    if "iteration" in root.table():
+        root["iteration"].whole(done, done)
     check_optimizer(inner["optimizer"], trainer._trainer.optimizer)
     if "grad_scaler" in own["_trainer"]:
         check_scaler(inner["grad_scaler"], own["_trainer"]["grad_scaler"])

@@ -64,7 +64,7 @@ def read_torch(path: str | Path) -> Any:
             arrays = code[1].startswith("numpy")
             hint = " (arrays of NumPy, as in Detectron2's model zoo: ENGINE detectron2 reads those)" if arrays else ""
             raise TorchFileError(
-                f"{path}: refused, it would run {code[1]}{hint}; expected tensors and numbers alone, such as a state_dict"
+                f"{path}: refused, it would run {code[1]}{hint}; expected tensors and numbers alone (a state_dict)"
             ) from None
         reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:200]
         raise TorchFileError(f"{path}: cannot be read; it seems to be {kind_of(path)} ({reason})") from None

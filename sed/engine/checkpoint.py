@@ -68,7 +68,11 @@ def read_full(path: str | Path) -> dict[str, Any]:
         content = read(path)
     except CheckpointError as error:
         raise CheckpointError(f"{error}; {REMEDY}") from None
-    if content.get("format") != FORMAT or not isinstance(content.get("method"), dict):
+    if (
+        type(content.get("format")) is not int
+        or content["format"] != FORMAT
+        or not isinstance(content.get("method"), dict)
+    ):
         raise CheckpointError(f"{path}: not a checkpoint of this trainer (format {FORMAT}); it cannot be resumed")
     return content
 
@@ -144,7 +148,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, found: Mapping[str, Any], p
         CheckpointError: for another optimizer, other parameter groups, or a state of another shape.
     """
     kind, field = type(optimizer).__name__, Field(found, path, "optimizer")
-    if field["kind"].value != kind:
+    if field["kind"].text() != kind:
         raise CheckpointError(f"{path}: its optimizer is {found['kind']}, here it is {kind}; see SOLVER.OPTIMIZER")
     check_optimizer(field["state"], optimizer)
     optimizer.load_state_dict(found["state"])

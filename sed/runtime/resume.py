@@ -21,6 +21,7 @@ from sed.runtime.rng import rng_state, set_rng_state
 LARGEST = 2**31 - 1
 # What an optimizer remembers of a parameter once it has changed it
 _REMEMBERED = {"SGD": ("momentum_buffer",), "Adam": ("step", "exp_avg", "exp_avg_sq")}
+_WAYS = (".fused", ".foreach")  # how torch computes, not what
 _SHARES = ("betas", "momentum", "dampening")  # options from 0 to 1
 
 
@@ -77,6 +78,12 @@ class Field:
             raise self.wrong("a number" if free else f"a number from {low:g} to {high:g}")
         return self.value
 
+    def text(self) -> str:
+        """A text."""
+        if not isinstance(self.value, str):
+            raise self.wrong("a text")
+        return self.value
+
     def flag(self) -> bool:
         """True or False."""
         if type(self.value) is not bool:
@@ -95,11 +102,14 @@ class Field:
         return value
 
     def like(self, own: Any) -> None:
-        """An option of the type of `own`: a flag, or numbers of at least 0, as all of an optimizer's are."""
+        """An option of an optimizer: a flag that is `own`, or numbers of the type of `own` and at least 0."""
         high = 1.0 if self.name.rpartition(".")[2].partition("[")[0] in _SHARES else LARGEST
         if isinstance(own, bool) or own is None:
-            if self.value is not None:
-                self.flag()
+            if self.name.endswith(_WAYS):
+                if self.value is not None:
+                    self.flag()
+            elif self.value is not own:
+                raise self.wrong(f"{own}, as here")
         elif isinstance(own, (int, float)):
             self.number(0, high)
         elif isinstance(own, (list, tuple)):
@@ -143,10 +153,12 @@ def check_optimizer(field: Field, optimizer: torch.optim.Optimizer) -> None:
             if key not in table and not optional:
                 raise row.wrong(f"{key!r} in it, as {hint} has it")
             if key == "params":
-                if table[key].value != value:
+                if [number.value for number in table[key].rows() if type(number.value) is int] != value:
                     raise table[key].wrong(f"the {len(value)} parameters of {hint}")
             elif key in table:
                 table[key].like(value)
+        if all(key in table and table[key].value for key in ("fused", "foreach")):
+            raise table["foreach"].wrong("False beside fused")
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     names = next((_REMEMBERED[k.__name__] for k in type(optimizer).__mro__ if k.__name__ in _REMEMBERED), ())
     for number, row in field["state"].table().items():
@@ -200,7 +212,7 @@ def check_rng(field: Field) -> None:
     if field["cuda"].value is not None:
         field["cuda"].tensor((16,), (torch.uint8,))
     kind, keys, position, has_gauss, gauss = field["numpy"].rows(5)
-    if kind.value != "MT19937":
+    if kind.text() != "MT19937":
         raise kind.wrong("MT19937")
     keys.tensor((624,), (torch.int64,))
     position.whole(0, 624)
