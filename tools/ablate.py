@@ -23,7 +23,7 @@ from tqdm import tqdm
 from sed.cli.engines import USER_ERRORS
 from sed.cli.last_resort import last_resort
 from sed.cli.study import make_runner
-from sed.data.files import save_text
+from sed.data.files import save_text, try_folder
 from sed.studies.ablations import TABLES, detector_of, make_cases, make_runs, make_table, without_pair
 
 
@@ -56,6 +56,7 @@ def main() -> None:
                 if any(map(runner.shares_burn_in, row)):
                     runs.setdefault(detector_of(arm), [run.baseline for run in row if run.baseline])
             bar.total = sum(map(len, runs.values()))
+            try_folder(args.output, "--output")
             found = runner.run_all([run for row in runs.values() for run in row])
     except USER_ERRORS as error:
         sys.exit(f"error: {error}")

@@ -27,7 +27,7 @@ from sed.checks.findings import ERROR, SEVERITIES
 from sed.checks.images import Facts, default_workers
 from sed.checks.json_files import KEYS
 from sed.checks.page import data_page, verdict
-from sed.cli.arguments import config_parser
+from sed.cli.arguments import config_parser, output_folder
 from sed.cli.engines import USER_ERRORS, pick
 from sed.cli.last_resort import last_resort
 from sed.config import ConfigError, leaves
@@ -56,6 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise ConfigError(f"--num-gpus is {args.num_gpus}; it must be at least 1")
         engine = pick(args.config_file, args.opts)
         cfg = engine.load_config(args.config_file, args.opts)
+        folder = output_folder(args.output, cfg.OUTPUT_DIR, "check")
         names = {role: list(cfg.DATASETS[key.rpartition(".")[2]]) for role, key in KEYS.items()}
         workers = default_workers(cfg.DATALOADER.NUM_WORKERS)
         setup = make_setup(cfg, args.num_gpus)
@@ -64,8 +65,6 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     finally:
         log.setLevel(level)
-    folder = args.output or Path(cfg.OUTPUT_DIR) / "check"
-    folder.mkdir(parents=True, exist_ok=True)
     line = shlex.join(word for row in report.advice for word in (row.key, as_word(row)))
     save_text(json.dumps(report.as_dict(), indent=1) + "\n", folder / "check.json")
     save_text(data_page(report, f"Data check: {args.config_file}", line), folder / "check.html")

@@ -23,7 +23,7 @@ from fvcore.common.config import CfgNode
 
 from sed.cli.engines import USER_ERRORS, pick_trained
 from sed.cli.last_resort import last_resort
-from sed.data.files import save_text
+from sed.data.files import save_text, try_file
 from sed.detectors.base import Detector
 from sed.evaluation.coco import format_table
 from sed.evaluation.scales import format_distances
@@ -56,10 +56,10 @@ def main(arguments: list[str] | None = None) -> None:
         engine, cfg, weights = pick_trained(args.config_file, args.opts, args.weights)
         sizes = read_sizes(args.sizes, (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST), args.all)
         detector = load(engine, cfg, weights, args.which)
+        try_file(args.output, "--output")
         results = measure(engine, cfg, detector, sizes, args.all)
     except USER_ERRORS as error:
         sys.exit(f"error: {error}")
-    args.output.parent.mkdir(parents=True, exist_ok=True)
     save_text(json.dumps(results, indent=1), args.output)
     rows = {f"{size} px": row | {"seconds": results["seconds"][size]} for size, row in results["sizes"].items()}
     if args.all:
@@ -78,7 +78,8 @@ def load(engine: Engine, cfg: CfgNode, weights: str, which: str) -> Detector:
     """
     if which == "student":
         content = read(weights) if Path(weights).is_file() else {}
-        if not any(n.startswith(STUDENTS) for n in content.get("method") or content.get("model") or {}):
+        tensors = content.get("method") or content.get("model")
+        if not isinstance(tensors, dict) or not any(str(name).startswith(STUDENTS) for name in tensors):
             raise CheckpointError(f"{weights}: holds no student; name a full checkpoint of the run, checkpoint_*.pth")
     return engine.load_detector(cfg, weights, which)
 

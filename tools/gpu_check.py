@@ -24,6 +24,8 @@ import torch
 
 from sed.cli.arguments import duration, stoppable
 from sed.cli.last_resort import last_resort
+from sed.data.errors import DataError
+from sed.data.files import try_folder
 from sed.studies.gpu_check import PARTS, Check, run
 
 
@@ -39,6 +41,10 @@ def main() -> None:
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit("error: torch finds no GPU; --device cpu --small tries the check itself")
+    try:
+        try_folder(args.output, "--output")
+    except DataError as error:
+        sys.exit(f"error: {error}")
     failed, check = [], Check(args.device, args.small, args.workers, args.output)
     try:
         with stoppable(args.time):

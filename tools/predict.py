@@ -15,12 +15,9 @@ are those of the json where --input is a COCO json; the files' numbers where all
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import os
 import sys
 from pathlib import Path
-from typing import Any
 
 from fvcore.common.config import CfgNode
 from tqdm import tqdm
@@ -29,14 +26,14 @@ from sed.cli.arguments import config_parser
 from sed.cli.engines import USER_ERRORS, pick_trained
 from sed.cli.last_resort import last_resort
 from sed.data.errors import DataError
-from sed.data.records import Dataset, Record, reorder
+from sed.data.records import Dataset, reorder
 from sed.detectors.base import Detector
 from sed.evaluation.coco import detect_all, to_coco_results
 from sed.evaluation.files import ImageFiles, find_numbered
+from sed.evaluation.result_files import Rows, file_names, write_annotations
 from sed.runtime.engine import Engine
 
 log = logging.getLogger("predict")
-MIN_SIDE = 0.01  # pixels; a thinner box is no annotation
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -62,23 +59,24 @@ def main(arguments: list[str] | None = None) -> None:
         detector = engine.load_detector(cfg, weights)
         classes = read_classes(engine, cfg, detector)
         images = ImageFiles(files, ids, engine.test_mapper(cfg), cfg.TEST.IMS_PER_BATCH, args.skip_unreadable)
-        with tqdm(total=len(files), unit="image") as bar:
-
-            def batches():
-                for batch in images:
-                    yield batch
-                    bar.update(len(batch[0]))
-
-            device = next(detector.parameters()).device
-            found = detect_all(detector, batches(), device)
+        device = next(detector.parameters()).device
+        with Rows(args.output) as rows, tqdm(total=len(files), unit="image") as bar:
+            for batch in images:
+                found = to_coco_results(detect_all(detector, [batch], device), classes)
+                names = file_names(images.records[-len(batch[1]) :], root)
+                kept = [row for row in found if row["score"] >= args.score_threshold]
+                rows.add({**row, "file_name": names[row["image_id"]]} for row in kept)
+                bar.update(len(batch[1]))
             bar.update(len(images.skipped))
+            if args.as_annotations:
+                write_annotations(rows, images.records, classes, root)
+            else:
+                rows.finish("", "")
     except USER_ERRORS as error:
         sys.exit(f"error: {error}")
-    rows = [row for row in to_coco_results(found, classes) if row["score"] >= args.score_threshold]
-    write(args.output, rows, images.records, classes, root, args.as_annotations)
     if images.skipped:
         log.warning("skipped %d unreadable images, the first: %s", len(images.skipped), images.skipped[0])
-    log.info("%s: %d detections in %d images", args.output, len(rows), len(images.records))
+    log.info("%s: %d detections in %d images", args.output, rows.count, len(images.records))
 
 
 def read_classes(engine: Engine, cfg: CfgNode, detector: Detector) -> Dataset:
@@ -102,35 +100,6 @@ def read_classes(engine: Engine, cfg: CfgNode, detector: Detector) -> Dataset:
         return Dataset("", [], names, ids)
     log.warning("category names are not known (%s); they are called 1 to %d", reason, count)
     return Dataset("", [], tuple(map(str, ids)), ids)
-
-
-def write(
-    output: Path, rows: list[dict], records: list[Record], classes: Dataset, root: Path, as_annotations: bool
-) -> None:
-    """Write results, or annotations whose file names are relative to `root`."""
-    names = {r["image_id"]: os.path.relpath(r["file_name"], root).replace(os.sep, "/") for r in records}
-    content: Any = [{**row, "file_name": names[row["image_id"]]} for row in rows]
-    if as_annotations:
-        boxes = [row for row in rows if min(row["bbox"][2:]) >= MIN_SIDE]
-        content = {
-            "info": {"description": "predictions of tools/predict.py", "image_root": str(root)},
-            "images": [
-                {
-                    "id": r["image_id"],
-                    "file_name": names[r["image_id"]],
-                    "height": r["height"],
-                    "width": r["width"],
-                }
-                for r in records
-            ],
-            "annotations": [
-                {"id": i, **row, "area": row["bbox"][2] * row["bbox"][3], "iscrowd": 0}
-                for i, row in enumerate(boxes, 1)
-            ],
-            "categories": [{"id": c, "name": n} for c, n in zip(classes.category_ids, classes.classes, strict=True)],
-        }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(content))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from sed.cli.arguments import duration, stoppable
 from sed.cli.engines import USER_ERRORS
 from sed.cli.last_resort import last_resort
 from sed.cli.study import make_runner
-from sed.data.files import save_text
+from sed.data.files import save_text, try_folder
 from sed.studies.kept_runs import collect, read_kept
 from sed.studies.study_file import Study, read_study
 from sed.studies.study_pictures import ap_by_scale, ap_by_size
@@ -81,6 +81,7 @@ def run(args: argparse.Namespace) -> tuple[Study, dict]:
         if args.kept and args.kept.exists():
             runner.kept = {args.output / name: run for name, run in read_kept(args.kept).items()}
         plan.check(runner)
+        try_folder(args.output, "--output")
         tuned = plan.tune(runner)
         chosen = choose(tuned)
         for name in plan.tuned:

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from fvcore.common.config import CfgNode
 
-from sed.cli.arguments import config_parser
+from sed.cli.arguments import config_parser, output_folder
 from sed.cli.engines import USER_ERRORS, pick_trained
 from sed.cli.last_resort import last_resort
 from sed.config import ConfigError
@@ -56,6 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
         if args.count < 1:
             raise ConfigError(f"--count is {args.count}; it must be at least 1")
         engine, cfg, weights = pick_trained(args.config_file, args.opts, args.weights)
+        folder = output_folder(args.output, cfg.OUTPUT_DIR, "visualize", args.mode)
         modes = {"ground_truth": ground_truth, "views": views}
         if args.mode == "predictions":
             rows = list(predictions(engine, cfg, args.count, weights, args.score_threshold))
@@ -63,8 +64,6 @@ def main(arguments: list[str] | None = None) -> None:
             rows = list(modes[args.mode](engine, cfg, args.count))
     except USER_ERRORS as error:
         sys.exit(f"error: {error}")
-    folder = args.output or Path(cfg.OUTPUT_DIR) / "visualize" / args.mode
-    folder.mkdir(parents=True, exist_ok=True)
     for number, row in enumerate(rows):
         for picture, caption in row:
             kind = caption.split(",")[0].replace(" ", "_")

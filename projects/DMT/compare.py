@@ -23,6 +23,8 @@ from tqdm import tqdm
 from dmt.config import OF_BASELINE, differences, load
 from sed.cli.last_resort import last_resort
 from sed.config import ConfigError
+from sed.data.errors import DataError
+from sed.data.files import save_text, try_folder
 from sed.studies.processes import call
 from sed.studies.wording import interval, slug, spread
 
@@ -131,10 +133,11 @@ def main() -> None:
         study = read_study(args.study)
         if args.reference and args.reference not in study["methods"]:
             raise ConfigError(f"--reference {args.reference}: {args.study} has {', '.join(study['methods'])}")
+        try_folder(args.output, "--output")
         text = table(study, run_all(study, args.output, args.jobs), study["seeds"], args.reference)
-    except ConfigError as error:
+    except (ConfigError, DataError) as error:
         raise SystemExit(f"error: {error}") from None
-    (args.output / "table.md").write_text(text)
+    save_text(text, args.output / "table.md")
     print(f"\n{text}")
 
 

@@ -22,7 +22,7 @@ from sed.data.errors import DataError
 from sed.detectors.weights import WeightsError
 from sed.runtime.checkpoint_files import CheckpointError
 from sed.runtime.launch import LaunchError, launch_main, make_parser, rank
-from sed.runtime.output import OutputError
+from sed.runtime.output import OutputError, room_needed
 
 USER_ERRORS = (ConfigError, DataError, CheckpointError, WeightsError, OutputError, LaunchError, DivergedError)
 
@@ -40,7 +40,8 @@ def main(args: argparse.Namespace) -> None:
     try:
         cfg = load(args.config_file, args.opts)
         if not args.eval_only:
-            Run(cfg, args.resume).run()
+            with room_needed(cfg.OUTPUT_DIR):
+                Run(cfg, args.resume).run()
             return
         scores = evaluate_only(cfg, args.weights, args.model)
         if rank() == 0:

@@ -6,6 +6,9 @@ import argparse
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+from sed.data.files import try_folder
 
 
 def config_parser(description: str | None, config_help: str | None = None) -> argparse.ArgumentParser:
@@ -14,6 +17,17 @@ def config_parser(description: str | None, config_help: str | None = None) -> ar
     parser.add_argument("--config-file", required=True, metavar="FILE", help=config_help)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides")
     return parser
+
+
+def output_folder(given: Path | None, output_dir: str, *below: str) -> Path:
+    """Where a command writes, tried before its work: --output, or a folder below OUTPUT_DIR.
+
+    Raises:
+        DataError: where nothing can be written.
+    """
+    if given is not None:
+        return try_folder(given, "--output")
+    return try_folder(try_folder(output_dir, "OUTPUT_DIR").joinpath(*below), "OUTPUT_DIR")
 
 
 def duration(text: str) -> float:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
@@ -23,7 +24,7 @@ from torch import nn
 from sed.d2.backbone import load_imagenet
 from sed.d2.config import TRAINED_FOR, preprocessing, trained_for
 from sed.d2.detr import ScaleConsistentDETR
-from sed.data.torch_files import finite
+from sed.data.torch_files import kind_of, other_kinds
 from sed.detectors.base import Detector
 from sed.detectors.detr_build import load_detr_weights
 from sed.detectors.timm_backbone import TimmFPN
@@ -36,7 +37,9 @@ from sed.runtime.checkpoint_files import (
     names_of_classes,
     read,
     save_atomic,
+    tensors_of,
 )
+from sed.runtime.resume import LARGEST, Field, check_optimizer, check_rng, check_scaler, check_step, check_tensors
 
 PREFIXES = {"student": "method.student.", "teacher": "method.teacher.module."}
 CLASSES = "classes"  # the entry of the names of the classes
@@ -103,9 +106,14 @@ class SafeCheckpointer(DetectionCheckpointer):
     """`DetectionCheckpointer` that runs no code of the files it reads."""
 
     def _load_file(self, filename: str) -> dict[str, Any]:
+        if filename.endswith(".pyth"):  # of pycls, which Detectron2 reads without this care
+            model = Field(self._torch_load(filename), filename)["model_state"].table()
+            return {"model": {name: row.value for name, row in model.items()}, "matching_heuristics": True}
         if filename.endswith(".pkl"):
             with PathManager.open(filename, "rb") as stream:
-                _ArraysOnly(stream, filename).load()
+                content = _ArraysOnly(stream, filename).read()
+            if not isinstance(content, dict):
+                raise CheckpointError(f"{filename}: expected a dictionary, found {type(content).__name__}")
         return super()._load_file(filename)
 
     def _torch_load(self, f: str) -> dict[str, Any]:
@@ -141,17 +149,45 @@ class RunCheckpointer(SafeCheckpointer):
         return str(checkpoints(self.save_dir)[-1])
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        own, found = self.model.state_dict(), checkpoint["model"]
-        file, ours = self.get_checkpoint_file(), self.model.method.student.class_names
-        check_classes(checkpoint.pop(CLASSES, None), ours, file)
-        wrong = [name for name in own if name not in found or own[name].shape != found[name].shape]
+        own, file = self.model.state_dict(), self.get_checkpoint_file()
+        check_classes(checkpoint.pop(CLASSES, None), self.model.method.student.class_names, file)
+        root = Field(checkpoint, file)
+        found = {name: getattr(row.value, "shape", None) for name, row in root["model"].table().items()}
+        wrong = [name for name in own if name not in found or own[name].shape != found[name]]
         if wrong or len(found) != len(own):
             raise CheckpointError(
-                f"{self.get_checkpoint_file()}: not a checkpoint of this run's model "
+                f"{file}: not a checkpoint of this run's model "
                 f"({len(wrong)} of {len(own)} tensors are missing or of another shape, first: {wrong[:1]}); resume "
                 "with the config it was written with, or set MODEL.WEIGHTS to it and start a new run"
             )
+        check_tensors(root["model"], own)
+        if "trainer" in self.checkpointables:
+            check_progress(root, self.checkpointables["trainer"], file)
         return super()._load_model(checkpoint)
+
+
+def check_progress(root: Field, trainer: Any, path: str) -> None:
+    """Raise CheckpointError for a field of a run's checkpoint, beside the model, that its trainer cannot go on with."""
+    whole = root["trainer"]
+    own, inner = trainer.state_dict(), whole["_trainer"]
+    done = check_step(whole["iteration"], path, before=1)
+    inner["iteration"].whole(done, done)
+    if "iteration" in root.table():
+        root["iteration"].whole(done, done)
+    check_optimizer(inner["optimizer"], trainer._trainer.optimizer)
+    if "grad_scaler" in own["_trainer"]:
+        check_scaler(inner["grad_scaler"], own["_trainer"]["grad_scaler"])
+    hooks, expected = whole["hooks"], own["hooks"]  # a user's trainer may have others
+    for row in hooks["Checkpoints"]["processes"].rows() if "Checkpoints" in expected else ():
+        check_rng(row["rng"])
+        for value in row["loss_normalizer"].table().values():
+            value.number(0, LARGEST)
+    if "Metrics" in expected:
+        hooks["Metrics"]["silent"].whole()
+        hooks["Metrics"]["warned"].flag()
+    if "base_lrs" in expected.get("LRScheduler", {}):
+        hooks["LRScheduler"]["last_epoch"].whole(0, done + 1)
+        hooks["LRScheduler"]["base_lrs"].like(expected["LRScheduler"]["base_lrs"])
 
 
 class _DetectorCheckpointer(SafeCheckpointer):
@@ -163,9 +199,11 @@ class _DetectorCheckpointer(SafeCheckpointer):
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         self.path = path
+        if Path(path).exists() and not Path(path).is_file():
+            read(path)  # says what it is
         try:
             return super().load(path, *args, **kwargs)
-        except (OSError, AssertionError) as error:  # no such file, or no network
+        except (OSError, AssertionError, ValueError) as error:  # no such file, no network, a `?` in the name
             raise WeightsError(
                 f"MODEL.WEIGHTS {path}: cannot be had ({error}); download it and set MODEL.WEIGHTS to the file"
             ) from None
@@ -173,20 +211,19 @@ class _DetectorCheckpointer(SafeCheckpointer):
             self._parsed_url_during_load = None
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        self._compare_preprocessing(checkpoint.pop(TRAINED_FOR, None) or {})
+        self._compare_preprocessing(checkpoint.pop(TRAINED_FOR, None))
         names = names_of_classes(checkpoint.pop(CLASSES, None))
         self.model.class_names = names if len(names) == self.model.num_classes else ()
-        model, prefix = checkpoint["model"], PREFIXES[self.which]
+        model, prefix = tensors_of(_as_tensors(checkpoint["model"]), self.path), PREFIXES[self.which]
         if any(name.startswith(prefix) for name in model):  # a full checkpoint of a run
             model = {n.removeprefix(prefix): v for n, v in model.items() if n.startswith(prefix)}
         if isinstance(self.model, ScaleConsistentDETR):
             model = self.model.own_names(model)
-        for name, value in model.items():
-            if not finite(torch.as_tensor(value)):
-                raise WeightsError(f"{self.path}: {name} holds NaN or infinite values; such a model finds nothing")
+        own = self.model.state_dict()
+        if odd := other_kinds(own, model):
+            raise WeightsError(f"{self.path}: {odd}; expected weights as they were trained")
         checkpoint["model"] = model
         result = super()._load_model(checkpoint)
-        own = self.model.state_dict()
         wrong = {*result.missing_keys, *(name for name, *_ in result.incorrect_shapes)}
         if len(wrong) >= len(own) or (self.whole and wrong):
             names = f"{sorted(own)[0]}, ..." if len(wrong) >= len(own) else ", ".join(sorted(wrong)[:3])
@@ -197,7 +234,9 @@ class _DetectorCheckpointer(SafeCheckpointer):
             )
         return result
 
-    def _compare_preprocessing(self, theirs: Mapping[str, Any]) -> None:
+    def _compare_preprocessing(self, theirs: Any) -> None:
+        if not isinstance(theirs, Mapping):  # a file of another tool
+            return
         other = [
             f"{key} {theirs[key]!r} (here {value!r})"
             for key, value in preprocessing(self.cfg).items()
@@ -207,12 +246,35 @@ class _DetectorCheckpointer(SafeCheckpointer):
             raise WeightsError(f"{self.path} was trained with {', '.join(other)}; set these keys as there")
 
 
+def _as_tensors(content: Any) -> Any:
+    """What a pickle holds, with its arrays of numbers as tensors; text and lists among them stay."""
+    if not isinstance(content, dict):
+        return content
+    arrays = {k: v for k, v in content.items() if isinstance(v, np.ndarray) and v.dtype.kind in "fiub"}
+    return {**content, **{name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in arrays.items()}}
+
+
 class _ArraysOnly(pickle.Unpickler):
     """Reads a pickle of arrays, numbers and text; anything else is refused before it runs."""
 
     def __init__(self, stream: Any, name: str) -> None:
         super().__init__(stream, encoding="latin1")
         self.name = name
+
+    def read(self) -> Any:
+        """The content.
+
+        Raises:
+            CheckpointError: where it would run code, or is no whole pickle.
+        """
+        try:
+            return self.load()
+        except CheckpointError:
+            raise
+        except Exception as error:  # a cut or changed pickle fails in any way
+            raise CheckpointError(
+                f"{self.name}: cannot be read; it seems to be {kind_of(self.name)} ({type(error).__name__}: {error})"
+            ) from None
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _HARMLESS:

@@ -25,6 +25,7 @@ from sed import defaults as ours
 from sed.config import ZOO, ConfigError, leaves
 from sed.d2.backbone import register_timm
 from sed.detectors.timm_backbone import PREFIX, expected_pixels
+from sed.options.option import unlikely
 from sed.runtime.checkpoint_files import read
 from sed.runtime.devices import device_name
 from sed.runtime.scaling import describe, scaling
@@ -200,10 +201,16 @@ def _pick(cfg: CfgNode, keys: tuple[str, ...]) -> dict[str, Any]:
 def _adopt(cfg: CfgNode, explicit: set[str]) -> None:
     """What an exported file in MODEL.WEIGHTS was trained for, where the config does not say it."""
     path = Path(cfg.MODEL.WEIGHTS)
-    if path.suffix == ".pth" and path.is_file():
-        for key, value in read(path).get(TRAINED_FOR, {}).items():
-            if key not in explicit:
-                _set(cfg, key, value)
+    theirs = read(path).get(TRAINED_FOR) if path.suffix == ".pth" and path.is_file() else None
+    for key, value in _pick(cfg, (*PREPROCESSING, *ANCHORS)).items() if isinstance(theirs, dict) else ():
+        if key not in theirs or key in explicit:
+            continue
+        found, row = theirs[key], ours.ROWS.get(key)
+        if type(found) is not type(value) or unlikely(found) or (row and row.wrong(found)):
+            raise ConfigError(
+                f"{path}: its {TRAINED_FOR} has {key} {str(found)[:60]!r}; expected one such as {value!r}"
+            )
+        _set(cfg, key, found)
 
 
 def _own_defaults() -> CfgNode:

@@ -21,9 +21,9 @@ from sed.d2.config import DETR, architecture, scaled, stock_config
 from sed.d2.data import build_test_sets
 from sed.d2.inference import painter, test_mapper
 from sed.d2.trainer import SemiSupervisedTrainer
-from sed.data.files import save_text
+from sed.data.files import save_text, try_folder
 from sed.data.records import Dataset, check_same_classes
-from sed.runtime.output import claim_folder, record_split, write_config, write_versions
+from sed.runtime.output import claim_folder, end_with_log, record_split, room_needed, write_config, write_versions
 from sed.runtime.results import draw_predictions, evaluated_weights, leave_stock_folder, write_evaluation
 
 log = logging.getLogger(__name__)
@@ -46,13 +46,20 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
 
     Raises:
         DataError: for data, or a number of processes (SOLVER.REFERENCE_WORLD_SIZE), that cannot be used.
+        OutputError: where OUTPUT_DIR holds another run, or its disk is full.
     """
+    with room_needed(cfg.OUTPUT_DIR):
+        return _train(cfg, resume)
+
+
+def _train(cfg: CfgNode, resume: bool) -> dict[str, Any]:
     cfg, scaling = scaled(cfg, comm.get_world_size())
     folder = Path(cfg.OUTPUT_DIR)
-    last = claim_folder(folder, resume)
+    last = claim_folder(cfg.OUTPUT_DIR, resume)
     comm.synchronize()  # all have looked before anyone writes
     changes = write_config(folder, cfg.dump()) if comm.is_main_process() else []
     _setup(cfg)
+    end_with_log("sed", "detectron2", "fvcore")
     log.info("engine: detectron2 %s (ENGINE is %s)", detectron2.__version__, cfg.ENGINE)
     for line in scaling:
         log.info(line)
@@ -99,8 +106,8 @@ def evaluate_only(cfg: CfgNode, resume: bool = False, which: str = "teacher") ->
         CheckpointError: where there is nothing to evaluate.
         WeightsError: where it does not fit.
     """
+    folder, weights = try_folder(cfg.OUTPUT_DIR, "OUTPUT_DIR"), cfg.MODEL.WEIGHTS
     _setup(cfg, eval_only=True)
-    folder, weights = Path(cfg.OUTPUT_DIR), cfg.MODEL.WEIGHTS
     # Where the config names what training starts from, the run's own checkpoint is meant, as on the native engine
     file = weights not in DETR_NAMES and Path(weights).exists()
     whole = weights not in ("", "imagenet") and "ImageNetPretrained" not in weights

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +61,13 @@ def read_torch(path: str | Path) -> Any:
     except Exception as error:  # the readers of torch, zip and pickle raise whatever a strange file leads them to
         code = re.search(r"GLOBAL (\S+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and code:
+            arrays = code[1].startswith("numpy")
+            hint = " (arrays of NumPy, as in Detectron2's model zoo: ENGINE detectron2 reads those)" if arrays else ""
             raise TorchFileError(
-                f"{path}: refused, it would run {code[1]}; expected tensors and numbers alone"
+                f"{path}: refused, it would run {code[1]}{hint}; expected tensors and numbers alone (a state_dict)"
             ) from None
         reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:200]
-        raise TorchFileError(f"{path}: cannot be read; it seems to be {_kind(path)} ({reason})") from None
+        raise TorchFileError(f"{path}: cannot be read; it seems to be {kind_of(path)} ({reason})") from None
 
 
 def tensors_by_name(content: Any, path: str | Path) -> dict[str, Tensor]:
@@ -82,12 +85,27 @@ def tensors_by_name(content: Any, path: str | Path) -> dict[str, Tensor]:
     for name, value in found.items():
         if not isinstance(name, str):
             raise TorchFileError(f"{path}: its tensors are numbered ({name!r}, ...), not named; expected a state_dict")
-        strange = value.layout != torch.strided or value.is_quantized or value.device.type != "cpu"
-        if strange:
+        if not plain_numbers(value):
             raise TorchFileError(f"{path}: {name} is sparse, quantised or without values; expected plain numbers")
         if not finite(value):
             raise TorchFileError(f"{path}: {name} holds NaN or infinite values; such a model finds nothing")
     return {name.removeprefix("module."): value for name, value in found.items()}
+
+
+def plain_numbers(value: Tensor) -> bool:
+    """Whether a tensor is dense, on the CPU and not quantised: its numbers can be copied."""
+    return value.layout == torch.strided and not value.is_quantized and value.device.type == "cpu"
+
+
+def other_kinds(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """The first tensor of `found` with another kind of number than its namesake, in words; "": none.
+
+    Half precision and double are the same kind as float; whole numbers, flags and complex numbers are others.
+    """
+    for name, value in found.items():
+        if name in own and own[name].is_floating_point() and not value.is_floating_point():
+            return f"{name} is {value.dtype}, here it is {own[name].dtype}"
+    return ""
 
 
 def finite(value: Tensor) -> bool:
@@ -97,9 +115,10 @@ def finite(value: Tensor) -> bool:
     return bool((value if value.element_size() > 1 else value.float()).isfinite().all())  # torch has none for 8 bits
 
 
-def _kind(path: Path) -> str:
+def kind_of(path: str | Path) -> str:
+    """What a file seems to be, by its first bytes."""
     try:
-        with path.open("rb") as stream:
+        with Path(path).open("rb") as stream:
             begin = stream.read(64).lstrip()
     except OSError:
         return "unreadable"

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sed.data.torch_files import finite
 from sed.detectors.detr import QueryDetector
 from sed.detectors.timm_backbone import frozen_weights
 from sed.detectors.weights import (
@@ -92,8 +93,8 @@ def build_model(source: str, num_classes: int, freeze_at: int = Backbone.freeze_
             setattr(config, name, value)
     try:
         model = AutoModelForObjectDetection.from_config(config)
-    except (ValueError, ImportError) as error:  # another kind of model; a backbone whose package is missing
-        raise ValueError(f"{CONFIG_KEY} {source}: {error}") from None
+    except Exception as error:  # another kind of model, a backbone whose package is missing, sizes that cannot be
+        raise ValueError(f"{CONFIG_KEY} {source}: {_line(error)}") from None
     _freeze(model, freeze_at)
     return model
 
@@ -144,12 +145,18 @@ def read_config(source: str) -> Any:
             raise ValueError(f"{CONFIG_KEY} {source}: no such file in {Path.cwd()}; expected {expected}") from None
         except KeyError:
             raise ValueError(f"{CONFIG_KEY} {source}: has no model_type; expected {expected}") from None
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{CONFIG_KEY} {source}: not a config of transformers: {error}") from None
+        except Exception as error:  # of json and of whatever class the file names
+            raise ValueError(f"{CONFIG_KEY} {source}: not a config of transformers: {_line(error)}") from None
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{CONFIG_KEY} {source}: cannot be read ({error}); expected {expected}") from None
+    except Exception as error:
+        raise ValueError(f"{CONFIG_KEY} {source}: cannot be read ({_line(error)}); expected {expected}") from None
+
+
+def _line(error: Exception) -> str:
+    """An error of transformers, often a page, as one line."""
+    kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
+    return kind + " ".join(str(error).split())[:300]
 
 
 # ---------------------------------------------------------------------------------------------- weights
@@ -211,8 +218,10 @@ def _load_folder(detector: QueryDetector, source: str) -> None:
                 output_loading_info=True,
                 trust_remote_code=False,
             )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise WeightsError(f"MODEL.WEIGHTS: the weights of {source} cannot be loaded: {error}") from None
+    except Exception as error:  # the readers raise whatever a strange file leads them to
+        raise WeightsError(f"MODEL.WEIGHTS: the weights of {source} cannot be loaded: {_line(error)}") from None
+    if bad := next((name for name, value in model.state_dict().items() if not finite(value)), None):
+        raise WeightsError(f"{source}: {bad} holds NaN or infinite values; such a model finds nothing")
     fresh = {str(row[0]) for row in found["mismatched_keys"]}
     missing = sorted(set(found["missing_keys"]) - fresh)
     if missing:

@@ -22,7 +22,7 @@ from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, Retina
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from sed.data.splits import file_hash
-from sed.data.torch_files import TorchFileError, read_torch, tensors_by_name
+from sed.data.torch_files import TorchFileError, other_kinds, read_torch, tensors_by_name
 from sed.detectors.timm_backbone import LITE0, PREFIX, TimmFPN, expected_pixels, imagenet_state
 from sed.detectors.torchvision_models import TorchvisionDetector, TorchvisionRCNN
 
@@ -208,7 +208,9 @@ def _load_detector(
 
 
 def check_complete(own: dict[str, Tensor], state: dict[str, Tensor], origin: str, what: str) -> None:
-    """Raise WeightsError unless `state` holds every tensor of `own`, in its shape."""
+    """Raise WeightsError unless `state` holds every tensor of `own`, in its shape and kind of number."""
+    if odd := other_kinds(own, state):
+        raise WeightsError(f"{origin}: {odd}; expected weights as they were trained")
     missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
     wrong = [n for n in own if n in state and state[n].shape != own[n].shape]
     if missing or wrong:

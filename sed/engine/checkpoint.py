@@ -9,14 +9,15 @@ Two kinds of file:
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sed.data.torch_files import TorchFileError, tensors_by_name
+from sed.data.torch_files import other_kinds
 from sed.detectors.base import Detector
 from sed.methods.base import Method
 from sed.runtime.checkpoint_files import (
@@ -28,9 +29,23 @@ from sed.runtime.checkpoint_files import (
     prune,
     read,
     save_atomic,
+    tensors_of,
+)
+from sed.runtime.guards import Counters
+from sed.runtime.resume import (
+    Field,
+    check_optimizer,
+    check_rng,
+    check_scaler,
+    check_scores,
+    check_step,
+    check_tensors,
+    check_window,
 )
 
 FORMAT = 1
+BATCHES_A_STEP = 1000  # SOLVER.ACCUMULATE of the run before is not known
+COUNTED = {row.name for row in fields(Counters)}
 _PREFIXES = {"student": "student.", "teacher": "teacher.module."}  # names within Method.state_dict()
 
 
@@ -53,7 +68,11 @@ def read_full(path: str | Path) -> dict[str, Any]:
         content = read(path)
     except CheckpointError as error:
         raise CheckpointError(f"{error}; {REMEDY}") from None
-    if content.get("format") != FORMAT or "method" not in content:
+    if (
+        type(content.get("format")) is not int
+        or content["format"] != FORMAT
+        or not isinstance(content.get("method"), dict)
+    ):
         raise CheckpointError(f"{path}: not a checkpoint of this trainer (format {FORMAT}); it cannot be resumed")
     return content
 
@@ -85,6 +104,8 @@ def check_same_tensors(
         if n in found and own[n].shape != found[n].shape
     ]
     parts = []
+    if odd := other_kinds(own, found):
+        parts.append(f"another kind of number: {odd}")
     if wrong:
         parts.append(f"{len(wrong)} shapes differ: {'; '.join(wrong[:3])}")
     if missing:
@@ -102,13 +123,16 @@ def load_method(method: Method, full: Mapping[str, Any], path: str | Path) -> No
     """Load student and teacher from a full checkpoint.
 
     Raises:
-        CheckpointError: for another architecture.
+        CheckpointError: for another architecture, other classes, or tensors that are not finite.
     """
-    then, now = full.get("fingerprint", {}), fingerprint(method.student)
+    described = Field(full.get("fingerprint", {}), path, "fingerprint").table()
+    then, now = {key: row.value for key, row in described.items()}, fingerprint(method.student)
     what = f"{type(method.student).__name__} (made with {then}, here {now})" if then != now else "model"
     check_classes(then.get("classes"), now["classes"], path)
-    own = method.state_dict()
-    check_same_tensors(own, full["method"], path, what)
+    own, field = method.state_dict(), Field(full["method"], path, "method")
+    tensors = {name: row.value for name, row in field.table().items() if isinstance(row.value, Tensor)}
+    check_same_tensors(own, tensors, path, what)
+    check_tensors(field, own)
     method.load_state_dict({**own, **full["method"]})  # an old file has no counters of batch norm
 
 
@@ -121,15 +145,48 @@ def load_optimizer(optimizer: torch.optim.Optimizer, found: Mapping[str, Any], p
     """Load what `optimizer_state` returned into `optimizer`.
 
     Raises:
-        CheckpointError: for another optimizer or other parameter groups.
+        CheckpointError: for another optimizer, other parameter groups, or a state of another shape.
     """
-    kind = type(optimizer).__name__
-    if found["kind"] != kind:
+    kind, field = type(optimizer).__name__, Field(found, path, "optimizer")
+    if field["kind"].text() != kind:
         raise CheckpointError(f"{path}: its optimizer is {found['kind']}, here it is {kind}; see SOLVER.OPTIMIZER")
-    try:
-        optimizer.load_state_dict(found["state"])
-    except ValueError as error:
-        raise CheckpointError(f"{path}: its optimizer does not fit ({error}); see SOLVER.*") from None
+    check_optimizer(field["state"], optimizer)
+    optimizer.load_state_dict(found["state"])
+
+
+def check_progress(
+    state: Mapping[str, Any], path: str | Path, scaler: Mapping[str, Any], streams: Iterable[str]
+) -> None:
+    """Raise CheckpointError for a field of the run's progress that cannot be: all but weights and optimizer.
+
+    Args:
+        state: as `read_full` returned it.
+        path: of the file.
+        scaler: the state of the run's own loss scaler.
+        streams: names of the run's streams.
+    """
+    root = Field(state, path)
+    step = check_step(root["step"], path)
+    check_scaler(root["scaler"], scaler)
+    taken = root["streams"].table()
+    for name in streams:
+        if name in taken:
+            taken[name].whole(0, step * BATCHES_A_STEP)
+    for name, row in root["counters"].table().items():
+        if name in ("warned", "owed"):
+            row.flag()
+        elif name == "best":
+            check_scores(row)
+        elif name == "last":
+            for each in row.table().values():
+                check_scores(each)
+        elif name in COUNTED:
+            row.whole(-1 if name == "best_step" else 0)
+        else:
+            raise row.wrong("none of this name")
+    check_window(root["window"])
+    for row in root["rng"].rows():
+        check_rng(row)
 
 
 def load_weights(detector: Detector, path: str | Path, which: str = "teacher") -> None:
@@ -147,11 +204,8 @@ def load_weights(detector: Detector, path: str | Path, which: str = "teacher") -
     names = classes_of(content)
     if is_full(content):
         prefix = _PREFIXES[which]
-        content = {n.removeprefix(prefix): v for n, v in content["method"].items() if n.startswith(prefix)}
-    try:
-        state = tensors_by_name(content, path)
-    except TorchFileError as error:
-        raise CheckpointError(str(error)) from None
+        content = {n.removeprefix(prefix): v for n, v in content["method"].items() if str(n).startswith(prefix)}
+    state = tensors_of(content, path)
     own, plain = detector.state_dict(), detector.plain_state_dict()
     target = own if sum(n in own for n in state) > sum(n in plain for n in state) else plain
     check_same_tensors(target, state, path)
@@ -184,5 +238,7 @@ def plain_weights(detector: Detector) -> OrderedDict[str, Tensor]:
 
 def classes_of(content: Mapping[str, Any]) -> tuple[str, ...]:
     """The names of the classes that a file's content was trained for; empty: it does not say."""
-    names = content.get("fingerprint", {}).get("classes") if is_full(content) else getattr(content, "classes", None)
+    made, names = content.get("fingerprint"), getattr(content, "classes", None)
+    if is_full(content):
+        names = made.get("classes") if isinstance(made, dict) else None
     return names_of_classes(names or content.get("classes"))

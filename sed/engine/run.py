@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from fvcore.common.config import CfgNode
 
+from sed.data.files import try_folder
 from sed.data.records import reorder
 from sed.engine import build, checkpoint
 from sed.engine.logging import setup_logging
@@ -19,7 +20,7 @@ from sed.methods.build import method_from_config
 from sed.runtime.engine import select_engine
 from sed.runtime.guards import Counters
 from sed.runtime.launch import rank, sum_over_processes, world_size
-from sed.runtime.output import claim_folder, record_split, write_config, write_versions
+from sed.runtime.output import claim_folder, end_with_log, record_split, room_needed, write_config, write_versions
 from sed.runtime.results import draw_predictions, evaluated_weights, leave_stock_folder, write_evaluation
 from sed.runtime.scaling import describe, scaling
 
@@ -42,15 +43,22 @@ def train(cfg: CfgNode, resume: bool = False) -> Counters:
 
     Raises:
         DataError: for data, or a number of processes (SOLVER.REFERENCE_WORLD_SIZE), that cannot be used.
+        OutputError: where OUTPUT_DIR holds another run, or its disk is full.
     """
+    with room_needed(cfg.OUTPUT_DIR):
+        return _train(cfg, resume)
+
+
+def _train(cfg: CfgNode, resume: bool) -> Counters:
     changes = scaling(cfg, world_size())
     notes, cfg = describe(cfg, changes), cfg.clone()
     cfg.defrost()
     cfg.merge_from_list([word for pair in changes.items() for word in pair])
     folder = Path(cfg.OUTPUT_DIR)
-    last = claim_folder(folder, resume)
+    last = claim_folder(cfg.OUTPUT_DIR, resume)
     _barrier()  # all have looked before anyone writes
     setup_logging(folder, rank())
+    end_with_log("sed")
     log.info("engine: torchvision (%s)", _why(cfg))
     for note in notes:
         log.info(note)
@@ -117,7 +125,7 @@ def evaluate_only(cfg: CfgNode, resume: bool = False, which: str = "teacher") ->
     Raises:
         CheckpointError: where there is nothing to evaluate, or it does not fit.
     """
-    folder, weights = Path(cfg.OUTPUT_DIR), cfg.MODEL.WEIGHTS
+    folder, weights = try_folder(cfg.OUTPUT_DIR, "OUTPUT_DIR"), cfg.MODEL.WEIGHTS
     setup_logging(None, rank())
     log.info("engine: torchvision (%s)", _why(cfg))
     device = build.resolve_device(cfg.MODEL.DEVICE)

@@ -289,11 +289,12 @@ class Trainer:
         """Go on from a checkpoint, exactly where it was written.
 
         Raises:
-            CheckpointError: unreadable, or of another architecture, method or optimizer.
+            CheckpointError: unreadable, of another architecture, method or optimizer, or with a field that cannot be.
         """
         state = checkpoint.read_full(path)
+        checkpoint.check_progress(state, path, self.precision.scaler.state_dict(), self.streams)
         checkpoint.load_method(self.method, state, path)
-        checkpoint.load_optimizer(self.optimizer, state["optimizer"], path)
+        checkpoint.load_optimizer(self.optimizer, state.get("optimizer"), path)
         self.precision.scaler.load_state_dict(state["scaler"])
         for name, stream in self.streams.items():
             stream.seek(state["streams"].get(name, 0))

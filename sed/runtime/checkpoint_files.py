@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from sed.data.torch_files import TorchFileError, read_torch
+from sed.data.files import replacing
+from sed.data.torch_files import TorchFileError, read_torch, tensors_by_name
 
 REMEDY = "move it away to go on from the one before, or from the start"  # of a checkpoint that cannot be resumed
 
@@ -33,17 +35,13 @@ def check_classes(theirs: Any, ours: Sequence[str], path: str | Path) -> None:
 
 
 def save_atomic(content: object, path: str | Path) -> None:
-    """`torch.save` such that `path` has its old content or all of the new, whenever the process dies."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as stream:
-            torch.save(content, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """`torch.save` such that `path` has its old content or all of the new, whenever the process dies.
+
+    Raises:
+        OSError: where it cannot be written, such as on a full disk.
+    """
+    with replacing(path, sync=True) as stream:
+        torch.save(content, stream)
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -61,14 +59,27 @@ def read(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def tensors_of(content: Any, path: str | Path) -> dict[str, Tensor]:
+    """`sed.data.torch_files.tensors_by_name` of what `read` found.
+
+    Raises:
+        CheckpointError: as there TorchFileError.
+    """
+    try:
+        return tensors_by_name(content, path)
+    except TorchFileError as error:
+        raise CheckpointError(str(error)) from None
+
+
 def checkpoint_path(folder: str | Path, step: int) -> Path:
     """The file of the state after `step` steps."""
     return Path(folder) / f"checkpoint_{step:07d}.pth"
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
-    """A run's full checkpoints, oldest first."""
-    return sorted(Path(folder).glob("checkpoint_*.pth"), key=lambda path: int(path.stem.rpartition("_")[2]))
+    """A run's full checkpoints, oldest first; other files of a like name, such as checkpoint_best.pth, are not."""
+    numbered = {path: re.fullmatch(r"checkpoint_([0-9]{1,18})\.pth", path.name) for path in Path(folder).glob("*.pth")}
+    return sorted((p for p, named in numbered.items() if named and p.is_file()), key=lambda p: int(numbered[p][1]))
 
 
 def prune(newest: Path, kept: int) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,7 +20,7 @@ import torch
 import yaml
 
 import sed
-from sed.data.files import save_text
+from sed.data.files import save_text, try_folder
 from sed.data.partition import Data
 from sed.data.splits import check_manifest, write_manifest
 from sed.runtime.checkpoint_files import checkpoints
@@ -33,6 +37,7 @@ _PACKAGES = (
     "tensorboard",
     "detectron2",
 )
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class OutputError(RuntimeError):
@@ -46,25 +51,67 @@ def claim_folder(folder: str | Path, resume: bool) -> Path | None:
         The checkpoint to go on from; None where the run starts.
 
     Raises:
+        DataError: where it cannot be written to.
         OutputError: where it holds another run and `resume` is False.
     """
-    folder = Path(folder)
+    folder = try_folder(folder, "OUTPUT_DIR")
     saved = checkpoints(folder)
     if not resume and (saved or (folder / "config.yaml").exists()):
         held = f"{saved[-1].name} of {len(saved)} checkpoints" if saved else "config.yaml"
         raise OutputError(
             f"{folder} holds another run ({held}): go on with it by --resume, or choose another OUTPUT_DIR"
         )
-    folder.mkdir(parents=True, exist_ok=True)
     for left_over in folder.glob(".*.tmp"):  # a writer was killed
         left_over.unlink(missing_ok=True)  # by another process
     return saved[-1] if saved else None
 
 
+@contextmanager
+def room_needed(folder: str | Path) -> Iterator[None]:
+    """A context for the whole of a run that a full disk ends with one line: the file, and the last whole checkpoint.
+
+    Raises:
+        OutputError: in the place of the system's errors of disks that are full, over their quota or read-only.
+    """
+    usual = threading.excepthook
+
+    def quiet(told: threading.ExceptHookArgs) -> None:  # TensorBoard's thread gives its error to the next writer too
+        if getattr(told.exc_value, "errno", None) not in _FULL:
+            usual(told)
+
+    threading.excepthook = quiet
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        last = next(reversed(checkpoints(folder)), None)
+        told = f"{last} is whole: make room, then go on with --resume" if last else "no checkpoint is written yet"
+        raise OutputError(
+            f"{error.filename or folder}: cannot be written ({os.strerror(error.errno)}); {told}"
+        ) from None
+
+
+def end_with_log(*loggers: str) -> None:
+    """Let a log file that cannot be written raise its OSError; logging would print a traceback a line and go on."""
+    for handler in (each for name in loggers for each in logging.getLogger(name).handlers):
+        if getattr(handler, "stream", None) not in (None, sys.stdout, sys.stderr):
+            handler.handleError = _raise_again  # type: ignore[method-assign]
+
+
+def _raise_again(record: logging.LogRecord) -> None:
+    error = sys.exc_info()[1]
+    if error is not None:
+        raise error
+
+
 def write_config(folder: Path, text: str) -> list[str]:
     """Write config.yaml; returns "KEY: old -> new" for every key that an earlier one there has otherwise."""
     path = folder / "config.yaml"
-    before = _leaves(yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
+    try:
+        before = _leaves(yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
+    except (ValueError, AttributeError, yaml.YAMLError):
+        raise OutputError(f"{path}: expected the config of the run that is here; move it away to go on") from None
     now = _leaves(yaml.safe_load(text))
     save_text(text, path)
     return [f"{key}: {before[key]!r} -> {now[key]!r}" for key in now if key in before and before[key] != now[key]]

@@ -36,12 +36,13 @@ from dmt.loading import Source, StoredLabels, Stream, TableLabels
 from dmt.pipeline import BEST, Stage, plan
 from dmt.show import label_error, save_pictures, save_weights, store_of
 from dmt.training import Recipe, Training
+from dmt.weights import load_whole
 from sed.config import ConfigError
-from sed.data.files import save_text
+from sed.data.files import save_text, try_folder
 from sed.engine.build import resolve_device
 from sed.engine.logging import setup_logging
 from sed.engine.solver import Precision
-from sed.runtime.checkpoint_files import CheckpointError, read, save_atomic
+from sed.runtime.checkpoint_files import read, save_atomic
 from sed.runtime.launch import rank, world_size
 from sed.runtime.output import claim_folder, write_versions
 
@@ -64,7 +65,7 @@ class Run:
     def __init__(self, cfg: CfgNode, resume: bool = False) -> None:
         self.cfg, self.folder = cfg, Path(cfg.OUTPUT_DIR)
         begun = any(next(self.folder.glob(f"*/{name}"), None) for name in ("result.json", "checkpoint_*.pth", "*.png"))
-        claim_folder(self.folder, resume or not begun)  # a run that has done nothing yet holds no folder
+        claim_folder(cfg.OUTPUT_DIR, resume or not begun)  # a run that has done nothing yet holds no folder
         config = self.folder / "config.yaml"
         if begun and config.exists():
             check_unchanged(config, cfg)
@@ -116,7 +117,7 @@ class Run:
             return self._copy_baseline(stage, folder)
         model = model_of(cfg, d, stage.model, load=not stage.start)
         if stage.start:
-            model.load_state_dict(read(self._weights(stage.start)))
+            load_whole(model, self._weights(stage.start))
         model = model.to(self.device)
         if cfg.MODEL.SYNC_BN and world_size() > 1 and self.device.type == "cuda":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -169,7 +170,7 @@ class Run:
     def _label(self, stage: Stage, folder: Path) -> dict[str, Any]:
         cfg, d, m = self.cfg, self.data, self.cfg.METHOD
         model = model_of(cfg, d, stage.model)
-        model.load_state_dict(read(self._weights(stage.labeler)))
+        load_whole(model, self._weights(stage.labeler))
         model.to(self.device)
         test = inference(cfg, d, stage.model, self.device)
         store = LabelStore(folder)
@@ -283,7 +284,7 @@ def evaluate_only(cfg: CfgNode, weights: str | None = None, which: str | None = 
         CheckpointError: for a file that is missing or another model's.
         ConfigError: where it matters and is not known which model the weights are.
     """
-    folder, norms = Path(cfg.OUTPUT_DIR), cfg.MODEL.NORMALIZATION
+    folder, norms = try_folder(cfg.OUTPUT_DIR, "OUTPUT_DIR"), cfg.MODEL.NORMALIZATION
     path = Path(weights or folder / "model_final.pth")
     if which is None and not weights and (folder / "summary.json").exists():
         summary = json.loads((folder / "summary.json").read_text())
@@ -292,17 +293,10 @@ def evaluate_only(cfg: CfgNode, weights: str | None = None, which: str | None = 
         raise ConfigError(f"{path}: is it --model A or B? The pixels depend on it: MODEL.NORMALIZATION is {norms}")
     data, device = build_data(cfg), resolve_device(cfg.MODEL.DEVICE)
     model = model_of(cfg, data, which or "A")
-    try:
-        model.load_state_dict(read(path))
-    except RuntimeError as error:
-        if isinstance(error, CheckpointError):
-            raise
-        reason = str(error).splitlines()[:2][-1].strip()[:200]
-        raise CheckpointError(f"{path}: of another model ({reason}); use the config it was made with") from None
+    load_whole(model, path)
     test = inference(cfg, data, which or "A", device)
     scores = test.evaluate(model.to(device), data.test.images, data.test.indices, "test")
     if rank() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
         save_text(json.dumps({"weights": str(path), **scores}, indent=1), folder / "evaluation.json")
     return scores
 

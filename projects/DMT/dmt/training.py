@@ -28,8 +28,17 @@ from dmt.loss import IGNORED, Weighted, dynamic_loss, dynamic_weight, gamma_ramp
 from sed.core.teacher import Teacher
 from sed.engine.logging import Reporter, Window
 from sed.engine.solver import Precision
-from sed.runtime.checkpoint_files import CheckpointError, checkpoint_path, checkpoints, prune, read, save_atomic
+from sed.runtime.checkpoint_files import checkpoint_path, checkpoints, prune, read, save_atomic
 from sed.runtime.launch import rank, world_size
+from sed.runtime.resume import (
+    Field,
+    check_optimizer,
+    check_scaler,
+    check_scores,
+    check_step,
+    check_tensors,
+    check_window,
+)
 
 LOG_PERIOD = 20
 MIXING = 7  # seeds the random numbers of mixup, apart from those of the data
@@ -287,20 +296,25 @@ class Training:
     def _resume(self) -> None:
         if not (saved := checkpoints(self.folder)):
             return
-        state = read(saved[-1])
-        try:
-            self.model.load_state_dict(state["model"])
-            if self.averaged is not None:
-                self.averaged.load_state_dict(state["averaged"])
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (KeyError, RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise CheckpointError(
-                f"{saved[-1]}: not of this training ({reason}); use the config it began with"
-            ) from None
+        path = saved[-1]
+        state = read(path)
+        root = Field(state, path)
+        step = check_step(root["step"], path)
+        check_tensors(root["model"], self.model.state_dict())
+        if self.averaged is not None:
+            check_tensors(root["averaged"], self.averaged.state_dict())
+        check_optimizer(root["optimizer"], self.optimizer)
+        check_scaler(root["scaler"], self.precision.scaler.state_dict())
+        check_window(root["window"])
+        root["best"]["step"].whole(0, step)
+        check_scores(root["best"]["scores"])
+        self.model.load_state_dict(state["model"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state["averaged"])
+        self.optimizer.load_state_dict(state["optimizer"])
         self.precision.scaler.load_state_dict(state["scaler"])
         self.window.load_state_dict(state["window"], self.device)
-        self.step, self.best = state["step"], state["best"]
+        self.step, self.best = step, state["best"]
         self.stream.seek(self.step)
 
 

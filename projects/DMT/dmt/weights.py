@@ -11,10 +11,13 @@ import logging
 import re
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from dmt.models import DeepLabV2
+from sed.data.torch_files import other_kinds
 from sed.detectors.weights import WeightsError, check_complete, imagenet_resnet, read_state_dict
+from sed.runtime.checkpoint_files import CheckpointError, read, tensors_of
 
 log = logging.getLogger("sed.dmt")
 
@@ -24,6 +27,7 @@ _RENAMED = (
     (r"^layer5\.conv2d_list\.", "head.convs."),
     (r"^classifier\.0\.convs\.", "head.convs."),
 )
+_NONE = torch.empty(0, 0, 0)
 _HEADS = ("head.", "classifier.")  # of DeepLabV2, of the others
 
 
@@ -46,7 +50,7 @@ def load_init(model: nn.Module, init: str) -> None:
         if not isinstance(model, DeepLabV2):
             raise WeightsError(f"MODEL.INIT imagenet: there are none for {type(model).__name__}; set it to ''")
         state = imagenet_resnet(model.depth, key="MODEL.INIT")
-    elif not Path(init).is_file():
+    elif not Path(init).exists():
         raise WeightsError(
             f"{init}: no such weights file. MODEL.INIT takes '' (from scratch), imagenet, a local file, or coco: then "
             f"MODEL.INIT_FILE is the file that lies at {COCO_URL}"
@@ -54,6 +58,20 @@ def load_init(model: nn.Module, init: str) -> None:
     else:
         state = read_state_dict(init)
     _load(model, state, init)
+
+
+def load_whole(model: nn.Module, path: str | Path) -> None:
+    """Fill `model` with a file that holds all of it: one that a run left, bare or under a usual key.
+
+    Raises:
+        CheckpointError: for a file that cannot be read, or another model's.
+    """
+    state, own = tensors_of(read(path), path), model.state_dict()
+    wrong = [name for name in {**own, **state} if own.get(name, _NONE).shape != state.get(name, _NONE).shape]
+    if wrong or (odd := other_kinds(own, state)):
+        first = f"{len(wrong)} tensors differ, the first: {wrong[0]}" if wrong else odd
+        raise CheckpointError(f"{path}: of another model ({first}); use the config it was made with")
+    model.load_state_dict(state)
 
 
 def _load(model: nn.Module, state: dict[str, Tensor], origin: str) -> None:
