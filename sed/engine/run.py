@@ -19,7 +19,7 @@ from sed.methods.build import method_from_config
 from sed.runtime.engine import select_engine
 from sed.runtime.guards import Counters
 from sed.runtime.launch import rank, sum_over_processes, world_size
-from sed.runtime.output import claim_folder, record_split, write_config, write_versions
+from sed.runtime.output import claim_folder, only_run, record_split, write_config, write_versions
 from sed.runtime.results import draw_predictions, evaluated_weights, leave_stock_folder, write_evaluation
 from sed.runtime.scaling import describe, scaling
 
@@ -42,7 +42,14 @@ def train(cfg: CfgNode, resume: bool = False) -> Counters:
 
     Raises:
         DataError: for data, or a number of processes (SOLVER.REFERENCE_WORLD_SIZE), that cannot be used.
+        OutputError: where OUTPUT_DIR holds another run, or one is writing to it.
+        Stopped: where SIGINT or SIGTERM ends it, see `sed.runtime.stopping`.
     """
+    with only_run(cfg.OUTPUT_DIR):
+        return _train(cfg, resume)
+
+
+def _train(cfg: CfgNode, resume: bool) -> Counters:
     changes = scaling(cfg, world_size())
     notes, cfg = describe(cfg, changes), cfg.clone()
     cfg.defrost()
