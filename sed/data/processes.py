@@ -34,8 +34,8 @@ def leave_signals_to_parent() -> None:
 
 
 @atexit.register
-def _kill_workers() -> None:
-    """At the end of a process none that reads for it lives on: multiprocessing would ask them by SIGTERM, and wait."""
+def end_workers() -> None:
+    """End what reads for this process, which ends: multiprocessing would ask by SIGTERM, and wait."""
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()

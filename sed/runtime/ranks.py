@@ -11,10 +11,11 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from sed.data.processes import die_with_parent
+from sed.data.processes import die_with_parent, end_workers
 from sed.runtime.stopping import Stopped, catch_signals
 
 SETTLE_SECONDS = 3.0  # after a process has failed the others have so long to say what they met, and to end
@@ -63,6 +64,7 @@ def run_ranks(target: Callable[..., Any], count: int, args: tuple[Any, ...]) -> 
         LaunchError: where it was killed.
     """
     context = multiprocessing.get_context("spawn")
+    _start_quiet_tracker()
     ranks: list[_Rank] = []
     try:
         for local in range(count):
@@ -88,6 +90,18 @@ def run_ranks(target: Callable[..., Any], count: int, args: tuple[Any, ...]) -> 
             rank.process.join()
     if failed is not None:
         raise failed
+
+
+def _start_quiet_tracker() -> None:
+    """Start Python's tracker of shared memory, which after a killed process would have the last word, a warning."""
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [before, "ignore:resource_tracker"]))
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        del os.environ["PYTHONWARNINGS"]
+        if before is not None:
+            os.environ["PYTHONWARNINGS"] = before
 
 
 def _wait(ranks: list[_Rank], seconds: float) -> None:
@@ -116,7 +130,8 @@ def _first_failure(ranks: list[_Rank]) -> BaseException | None:
         if code is not None and code < 0:  # what the others met is that it is gone
             name = signal.Signals(-code).name
             why = " (the system does so where memory runs out)" if name == "SIGKILL" else ""
-            return LaunchError(f"process {number} of {len(ranks)} was killed by {name}{why}")
+            told = f"process {number} of {len(ranks)} was killed by {name}{why}"
+            return LaunchError(f"{told}; go on from the last checkpoint with --resume")
     told = [rank for rank in ranks if rank.error is not None]
     if told:
         return min(told, key=lambda rank: (is_silent(rank.error), rank.when)).error
@@ -141,6 +156,8 @@ def _rank(report: Connection, parent: int, target: Callable[..., Any], args: tup
             report.send_bytes(_packed(error))
             report.close()
             sys.exit(1)
+        finally:
+            end_workers()
 
 
 def _packed(error: BaseException) -> bytes:
