@@ -20,6 +20,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from sed.cli.arguments import stoppable
 from sed.cli.engines import USER_ERRORS
 from sed.cli.last_resort import last_resort
 from sed.cli.study import make_runner
@@ -47,7 +48,7 @@ def main() -> None:
         for arm in (arm for arm in wanted if arm in lost):
             print(f"{arm}: left out, {lost[arm]}")
         wanted = [arm for arm in wanted if arm not in lost]
-        with tqdm(total=0, unit="run") as bar:
+        with stoppable(), tqdm(total=0, unit="run") as bar:
             runner = make_runner(args.config_file, args.jobs, bar)
             if args.num_gpus > 1:
                 runner.train_flags = ("--num-gpus", str(args.num_gpus))

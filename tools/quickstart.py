@@ -17,6 +17,7 @@ from pathlib import Path
 
 from fvcore.common.config import CfgNode
 
+from sed.cli.arguments import stoppable
 from sed.cli.last_resort import last_resort
 from sed.config import ConfigError, load_config
 from sed.data.catalog import data_root, load_dataset
@@ -60,7 +61,8 @@ def main(arguments: list[str] | None = None) -> None:
             f"Training two detectors side by side from the same labelled images; logs: {place}/*.log",
             flush=True,
         )
-        seconds = run_side_by_side(list(arms.values()), THREADS)
+        with stoppable():
+            seconds = run_side_by_side(list(arms.values()), THREADS)
         print(f"Evaluating the last weights of both on {TEST_SET}", flush=True)
         test, found = load_dataset(TEST_SET), {}
         for (method, arm), spent in zip(arms.items(), seconds, strict=True):

@@ -24,9 +24,10 @@ from tqdm import tqdm
 from sed.cli.arguments import duration, stoppable
 from sed.cli.engines import USER_ERRORS
 from sed.cli.last_resort import last_resort
-from sed.cli.study import make_runner
+from sed.cli.study import make_runner, read_set
 from sed.data.files import save_text, try_folder
 from sed.studies.kept_runs import collect, read_kept
+from sed.studies.study_data import check_sets
 from sed.studies.study_file import Study, read_study
 from sed.studies.study_pictures import ap_by_scale, ap_by_size
 from sed.studies.study_plan import Plan, choose
@@ -61,8 +62,9 @@ def main(arguments: list[str] | None = None) -> None:
                 collect(args.output, args.kept)
     except USER_ERRORS as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("stopped; give the command again to go on")
+    except KeyboardInterrupt as stop:
+        print("stopped; give the command again to go on", file=sys.stderr)
+        sys.exit(getattr(stop, "code", 130))
     text = table(study, found["test"], found["equal seconds"])
     if len(study.cases) > 1:
         text = summary(study, found["test"]) + "\n" + text
@@ -82,6 +84,7 @@ def run(args: argparse.Namespace) -> tuple[Study, dict]:
             runner.kept = {args.output / name: run for name, run in read_kept(args.kept).items()}
         plan.check(runner)
         try_folder(args.output, "--output")
+        check_sets(study, runner.config, read_set)
         tuned = plan.tune(runner)
         chosen = choose(tuned)
         for name in plan.tuned:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sed.data.files import try_folder
+from sed.runtime.stopping import SIGNALS, catch_signals
 
 
 def config_parser(description: str | None, config_help: str | None = None) -> argparse.ArgumentParser:
@@ -47,12 +48,11 @@ def duration(text: str) -> float:
 
 
 @contextmanager
-def stoppable(seconds: float | None) -> Iterator[None]:
-    """A context that SIGTERM, and the end of so many seconds (None: any), leave as Ctrl-C does: KeyboardInterrupt."""
-    for end in (signal.SIGTERM, signal.SIGALRM):
-        signal.signal(end, signal.default_int_handler)
-    signal.setitimer(signal.ITIMER_REAL, seconds or 0)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+def stoppable(seconds: float | None = None) -> Iterator[None]:
+    """A context that Ctrl-C, SIGTERM, and the end of so many seconds (None: any) leave by `Stopped`."""
+    with catch_signals((*SIGNALS, signal.SIGALRM)):
+        signal.setitimer(signal.ITIMER_REAL, seconds or 0)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)

@@ -24,9 +24,9 @@ def last_resort() -> Iterator[None]:
         sys.argv.remove(DEBUG)
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("stopped", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(getattr(stop, "code", 130))
     except Exception as error:
         if debug:
             raise

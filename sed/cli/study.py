@@ -28,3 +28,13 @@ def make_runner(config_file: str | Path, jobs: int, bar: tqdm) -> Runner:
         return pick(path, words).load_config(path, words)
 
     return Runner(config_file, load, TOOLS / "train_net.py", TOOLS / "evaluate_scales.py", jobs, bar)
+
+
+def read_set(config_file: str | Path, words: Words, source: str, labeled: bool) -> None:
+    """Read a data set as a run with these overrides of a config file would.
+
+    Raises:
+        DataError: where it cannot be used.
+    """
+    engine = pick(str(config_file), words)
+    engine.load_dataset(source, engine.load_config(str(config_file), words).DATASETS.IMAGE_ROOT, labeled)

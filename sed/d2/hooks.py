@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from detectron2.engine.train_loop import HookBase
 from detectron2.utils import comm
 from torch import Tensor
@@ -17,6 +18,7 @@ from sed.d2.config import TRAINED_FOR, trained_for
 from sed.runtime.checkpoint_files import checkpoint_path, prune, read
 from sed.runtime.guards import Counters, watch_collapse
 from sed.runtime.rng import rng_state, set_rng_state
+from sed.runtime.stopping import Stopped, asked
 
 log = logging.getLogger(__name__)
 METRIC_PERIOD = 20  # steps between two transfers of metrics to the host, as Detectron2's writers have it
@@ -67,17 +69,21 @@ class Checkpoints(HookBase):
     def after_step(self) -> None:
         """Save where it is due; all processes together, since each has its own random numbers."""
         done = self.trainer.iter + 1
-        if done % self.period and done != self.trainer.max_iter:
-            return
+        if done % self.period == 0 or done == self.trainer.max_iter:
+            self.save()
+
+    def save(self) -> None:
+        """Save now; the file is whole when any process goes on."""
+        path = checkpoint_path(self.trainer.cfg.OUTPUT_DIR, self.trainer.iter + 1)
         student = self.trainer.method.student
         normalizer = {n: m.loss_normalizer for n, m in student.named_modules() if hasattr(m, "loss_normalizer")}
         self._states = comm.all_gather({"rng": rng_state(), "loss_normalizer": normalizer})
         if comm.is_main_process():
-            path = checkpoint_path(self.trainer.cfg.OUTPUT_DIR, done)
             self.trainer.checkpointer.save(
                 path.stem, iteration=self.trainer.iter, **{TRAINED_FOR: trained_for(self.trainer.cfg)}
             )
             prune(path, self.kept)
+        comm.synchronize()
 
     def state_dict(self) -> dict[str, Any]:
         """The random numbers and loss normalisers of every process."""
@@ -86,6 +92,30 @@ class Checkpoints(HookBase):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep the state; it is applied in `before_train`."""
         self._states = state["processes"]
+
+
+class Stop(HookBase):
+    """Ends the run after the step in which SIGINT or SIGTERM came to any process; the last hook: all else is written.
+
+    Args:
+        checkpoints: writes the checkpoint where none of this step was due.
+    """
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self.checkpoints = checkpoints
+
+    def after_step(self) -> None:
+        """Save and raise Stopped; the processes agree, for a signal may reach one of them a step later."""
+        number, done = asked(), self.trainer.iter + 1
+        if comm.get_world_size() > 1:
+            told = torch.tensor(number, device=next(self.trainer.model.parameters()).device)
+            dist.all_reduce(told, op=dist.ReduceOp.MAX)
+            number = int(told)
+        if number and done < self.trainer.max_iter:
+            if done % self.checkpoints.period:
+                self.checkpoints.save()
+            path = checkpoint_path(self.trainer.cfg.OUTPUT_DIR, done)
+            raise Stopped(number, f"after step {done}; {path} is whole; go on with --resume")
 
 
 class TeacherWeights(HookBase):

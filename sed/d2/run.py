@@ -23,7 +23,15 @@ from sed.d2.inference import painter, test_mapper
 from sed.d2.trainer import SemiSupervisedTrainer
 from sed.data.files import save_text, try_folder
 from sed.data.records import Dataset, check_same_classes
-from sed.runtime.output import claim_folder, end_with_log, record_split, room_needed, write_config, write_versions
+from sed.runtime.output import (
+    claim_folder,
+    end_with_log,
+    only_run,
+    record_split,
+    room_needed,
+    write_config,
+    write_versions,
+)
 from sed.runtime.results import draw_predictions, evaluated_weights, leave_stock_folder, write_evaluation
 
 log = logging.getLogger(__name__)
@@ -46,9 +54,10 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
 
     Raises:
         DataError: for data, or a number of processes (SOLVER.REFERENCE_WORLD_SIZE), that cannot be used.
-        OutputError: where OUTPUT_DIR holds another run, or its disk is full.
+        OutputError: where OUTPUT_DIR holds another run, one is writing to it, or its disk is full.
+        Stopped: where SIGINT or SIGTERM ends it, see `sed.runtime.stopping`.
     """
-    with room_needed(cfg.OUTPUT_DIR):
+    with only_run(cfg.OUTPUT_DIR), room_needed(cfg.OUTPUT_DIR):
         return _train(cfg, resume)
 
 
@@ -137,6 +146,12 @@ def _setup(cfg: CfgNode, eval_only: bool = False) -> None:
     folder = Path(cfg.OUTPUT_DIR)
     kept = (folder / "config.yaml").read_bytes() if eval_only and (folder / "config.yaml").exists() else None
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="sed")
+    logging.getLogger("detectron2.engine.train_loop").addFilter(_without_traceback)  # the command tells what ends it
     default_setup(cfg, argparse.Namespace(eval_only=eval_only))
     if kept is not None and comm.is_main_process():
         (folder / "config.yaml").write_bytes(kept)  # of the training; default_setup writes the present one
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    record.exc_info = None
+    return True

@@ -35,7 +35,7 @@ from sed.core.structures import LabeledBatch, UnlabeledBatch
 from sed.d2.checkpoint import RunCheckpointer, load_weights
 from sed.d2.config import scaled
 from sed.d2.data import DualLoader, build_train_loader
-from sed.d2.hooks import Checkpoints, Metrics, TeacherUpdate, TeacherWeights
+from sed.d2.hooks import Checkpoints, Metrics, Stop, TeacherUpdate, TeacherWeights
 from sed.d2.voc import VOCEvaluator
 from sed.detectors.base import Detector
 from sed.detectors.detr import NotADetrError
@@ -45,6 +45,7 @@ from sed.runtime.guards import diverged
 from sed.runtime.launch import sum_over_processes
 from sed.runtime.learning_rates import in_backbone
 from sed.runtime.rng import rng_state, set_rng_state
+from sed.runtime.stopping import at_step_end
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 Step = tuple[LabeledBatch, UnlabeledBatch | None, int]
@@ -143,9 +144,11 @@ class SemiSupervisedTrainer(DefaultTrainer):
 
         Raises:
             TrainingError: where the loss is not finite; the last checkpoint stays.
+            Stopped: after the step in which SIGINT or SIGTERM came, with a checkpoint of it.
         """
         try:
-            return super().train()
+            with at_step_end():
+                return super().train()
         except FloatingPointError as error:
             files = self.checkpointer
             last = Path(files.get_checkpoint_file()) if files.has_checkpoint() else None
@@ -265,11 +268,11 @@ class SemiSupervisedTrainer(DefaultTrainer):
         result: list[HookBase | None] = [TeacherUpdate(), Metrics(cfg.SEMI.COLLAPSE_STEPS)]
         for hook in super().build_hooks():
             if isinstance(hook, hooks.EvalHook):  # right after Detectron2's checkpointer, which only one process has
-                result.append(Checkpoints(cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINTS_KEPT))
-                result += [hook if tests else None, TeacherWeights(tests[0] if tests else "", len(tests) > 1)]
+                saves = Checkpoints(cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINTS_KEPT)
+                result += [saves, hook if tests else None, TeacherWeights(tests[0] if tests else "", len(tests) > 1)]
             elif not isinstance(hook, hooks.PeriodicCheckpointer):
                 result.append(hook)
-        return result
+        return [*result, Stop(saves)]
 
 
 def _unwrap(model: nn.Module) -> nn.Module:

@@ -14,7 +14,10 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -29,6 +32,7 @@ from sed.core.structures import Images, LabeledBatch, Targets, UnlabeledBatch
 from sed.data.errors import DataError
 from sed.data.mapper import ImageInfo, Mapper
 from sed.data.packing import pack
+from sed.data.processes import die_with_parent, leave_signals_to_parent
 from sed.data.records import Record
 
 Plan = list[tuple[int, int]]  # (position, index) of every sample of a batch
@@ -249,18 +253,42 @@ class _Work(Dataset):
         return self.sample(self.records[index], *arguments)
 
 
-def batch_loader(work: Dataset, batches: Any, num_workers: int) -> DataLoader:
-    """A DataLoader over `batches`, read by `work`, in order; the random state of the run does not change."""
-    return DataLoader(
+def batch_loader(work: Dataset, batches: Any, num_workers: int) -> Iterator[Any]:
+    """What a DataLoader over `batches`, read by `work`, gives, in order; the random state of the run does not change.
+
+    Raises:
+        DataError: where a worker process died.
+    """
+    loader: DataLoader = DataLoader(
         work,
         batch_size=None,  # a planned batch is one item
         sampler=batches,
         collate_fn=_identity,
         num_workers=num_workers,
-        worker_init_fn=start_worker,
+        worker_init_fn=partial(_begin_worker, os.getpid()),
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # DataLoader draws from it instead of from the run's
     )
+    before = signal.getsignal(signal.SIGCHLD)
+    read = iter(loader)
+    if num_workers and threading.current_thread() is threading.main_thread():
+        # torch's handler raises in whatever line this process is at; `next` finds a dead worker, too, within 5 s
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+    try:
+        yield from read
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            f"a process that reads images died ({' '.join(str(error).split())}); where memory ran out, lower "
+            f"DATALOADER.NUM_WORKERS, now {num_workers}"
+        ) from None
+
+
+def _begin_worker(parent: int, worker: int) -> None:
+    die_with_parent(parent)
+    leave_signals_to_parent()
+    start_worker(worker)
 
 
 def _identity(item: Any) -> Any:

@@ -20,7 +20,15 @@ from sed.methods.build import method_from_config
 from sed.runtime.engine import select_engine
 from sed.runtime.guards import Counters
 from sed.runtime.launch import rank, sum_over_processes, world_size
-from sed.runtime.output import claim_folder, end_with_log, record_split, room_needed, write_config, write_versions
+from sed.runtime.output import (
+    claim_folder,
+    end_with_log,
+    only_run,
+    record_split,
+    room_needed,
+    write_config,
+    write_versions,
+)
 from sed.runtime.results import draw_predictions, evaluated_weights, leave_stock_folder, write_evaluation
 from sed.runtime.scaling import describe, scaling
 
@@ -43,9 +51,10 @@ def train(cfg: CfgNode, resume: bool = False) -> Counters:
 
     Raises:
         DataError: for data, or a number of processes (SOLVER.REFERENCE_WORLD_SIZE), that cannot be used.
-        OutputError: where OUTPUT_DIR holds another run, or its disk is full.
+        OutputError: where OUTPUT_DIR holds another run, one is writing to it, or its disk is full.
+        Stopped: where SIGINT or SIGTERM ends it, see `sed.runtime.stopping`.
     """
-    with room_needed(cfg.OUTPUT_DIR):
+    with only_run(cfg.OUTPUT_DIR), room_needed(cfg.OUTPUT_DIR):
         return _train(cfg, resume)
 
 

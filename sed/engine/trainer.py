@@ -12,9 +12,8 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,52 +24,18 @@ from sed.core.structures import LabeledBatch, UnlabeledBatch
 from sed.detectors.base import Detector
 from sed.engine import checkpoint
 from sed.engine.logging import Reporter, Window
+from sed.engine.loop import BatchStream, LoopOptions
 from sed.engine.solver import Clip, LearningRate, Precision
 from sed.methods.base import Method
 from sed.runtime.checkpoint_files import checkpoints
 from sed.runtime.guards import Counters, count_step, watch_collapse
 from sed.runtime.launch import rank, world_size
 from sed.runtime.rng import rng_state, set_rng_state
+from sed.runtime.stopping import Stopped, asked, at_step_end
 
+__all__ = ["BatchStream", "LoopOptions", "Trainer"]
 log = logging.getLogger(__name__)
 Results = dict[str, float]
-
-
-class BatchStream(Protocol):
-    """An endless source of batches that knows how many it gave and can go on from there."""
-
-    position: int
-
-    def __iter__(self) -> Iterator[Any]:
-        """Go on from `position`."""
-
-    def seek(self, position: int) -> None:
-        """Make `position` the number of batches given so far."""
-
-
-@dataclass(frozen=True)
-class LoopOptions:
-    """How long a run trains, and how often it saves, evaluates and reports. A config has the defaults.
-
-    Attributes:
-        max_iter: optimizer steps of the whole run.
-        accumulate: batches a step; their gradients are averaged, the teacher follows once.
-        checkpoint_period: steps between checkpoints.
-        checkpoints_kept: how many stay.
-        eval_period: steps between evaluations; 0: at the end only.
-        collapse_steps: warn when the teacher finds nothing for so many steps; 0: never.
-        log_period: steps between two transfers of losses to the host.
-        max_skipped: so many non-finite steps in a row stop the training.
-    """
-
-    max_iter: int
-    accumulate: int
-    checkpoint_period: int
-    checkpoints_kept: int
-    eval_period: int
-    collapse_steps: int
-    log_period: int = 20
-    max_skipped: int = 20
 
 
 class Trainer:
@@ -109,6 +74,7 @@ class Trainer:
         self.evaluate, self.options, self.precision, self.clip = evaluate, options, precision, clip
         self.folder, self.device = Path(folder), device
         self.step = 0  # optimizer steps done
+        self.stop = 0  # the signal that asks to stop after this step; all processes have agreed on it
         self.counters, self.window = Counters(), Window()
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         # A non-finite batch poisons running statistics in the forward pass, before the guard can see it
@@ -132,7 +98,12 @@ class Trainer:
 
         Raises:
             TrainingError: after `max_skipped` non-finite steps in a row; the last good checkpoint stays.
+            Stopped: after the step in which SIGINT or SIGTERM came (`sed.runtime.stopping`), with a checkpoint of it.
         """
+        with at_step_end():
+            return self._train()
+
+    def _train(self) -> Counters:
         o, counters = self.options, self.counters
         reporter = Reporter(self.folder, self.step, o.max_iter, enabled=rank() == 0)
         batches = {name: iter(stream) for name, stream in self.streams.items()}
@@ -160,7 +131,10 @@ class Trainer:
 
                 # --- evaluate
                 last = self.step == o.max_iter
-                if self.evaluate and (last or (o.eval_period and self.step % o.eval_period == 0)):
+                evaluation_due = last or (o.eval_period and self.step % o.eval_period == 0)
+                if self.stop:
+                    raise self._stopped(evaluation_due)
+                if self.evaluate and evaluation_due:
                     reporter.write(self.step, self._evaluated(self.evaluate))
                     reporter.show(self.step, score=counters.last["teacher"]["AP"])
 
@@ -183,10 +157,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         finite = torch.ones((), dtype=torch.bool, device=self.device)
         for micro in range(o.accumulate):
-            labeled: LabeledBatch = next(batches["labeled"]).to(self.device)
-            unlabeled: UnlabeledBatch | None = None
-            if self.method.needs_unlabeled(step):
-                unlabeled = next(batches["unlabeled"]).to(self.device)
+            labeled, unlabeled = self._read(batches, begun=micro > 0)
             with self._sync(last=micro == o.accumulate - 1):
                 with self.precision.autocast():
                     losses = self.model(labeled, unlabeled, step)
@@ -199,11 +170,12 @@ class Trainer:
         self.precision.unscale(self.optimizer)
         norm = self.clip(self._parameters)
         finite &= torch.isfinite(norm)
-        if world_size() > 1:  # a loss may be bad in one process only; all must decide alike
-            agreed = finite.to(torch.int32)
+        if world_size() > 1:  # a loss may be bad in one process only, a signal come late to one; all must decide alike
+            agreed = torch.stack([finite.to(torch.int32), torch.full_like(finite, -asked(), dtype=torch.int32)])
             dist.all_reduce(agreed, op=dist.ReduceOp.MIN)
-            finite = agreed.bool()
-        good = bool(finite)
+            good, self.stop = (lambda finite, stop: (bool(finite), -stop))(*agreed.tolist())
+        else:
+            good, self.stop = bool(finite), asked()
 
         # --- update
         if good:
@@ -214,12 +186,49 @@ class Trainer:
         self.precision.update()
         return good
 
+    def _read(self, batches: Mapping[str, Iterator[Any]], begun: bool) -> tuple[LabeledBatch, UnlabeledBatch | None]:
+        """The next batches, on the device; where they cannot be had, the steps so far are not lost.
+
+        Args:
+            batches: of every stream.
+            begun: whether something of the step is done already.
+        """
+        before = {name: stream.position for name, stream in self.streams.items()}
+        try:
+            labeled: LabeledBatch = next(batches["labeled"]).to(self.device)
+            if not self.method.needs_unlabeled(self.step):
+                return labeled, None
+            unlabeled: UnlabeledBatch = next(batches["unlabeled"]).to(self.device)
+            return labeled, unlabeled
+        except Exception:
+            if self.step and not begun and self._may_save_alone():
+                for name, stream in self.streams.items():
+                    stream.seek(before[name])
+                self.save()
+                log.error("step %d could not be begun; the steps so far are in %s", self.step, self._last_checkpoint())
+            raise
+
     def _sync(self, last: bool) -> Any:
         """DDP exchanges gradients in the last backward pass of a step only."""
         return self.model.no_sync() if isinstance(self.model, DistributedDataParallel) and not last else nullcontext()
 
     def _last_checkpoint(self) -> Path | None:
         return next(reversed(checkpoints(self.folder)), None)
+
+    def _may_save_alone(self) -> bool:
+        """Whether a checkpoint can be written where only this process knows that it is time."""
+        return world_size() == 1 and self.counters.skipped_in_row == 0
+
+    def _stopped(self, evaluation_due: bool) -> Stopped:
+        """The end of a run that a signal has asked for, at the end of a step: saved, as all processes do together."""
+        self.counters.owed = bool(self.evaluate and evaluation_due)  # it begins the resumed run
+        if self.counters.skipped_in_row == 0:
+            self.save()
+        if world_size() > 1:
+            dist.barrier()  # the file is whole before any process ends
+        last = self._last_checkpoint()
+        told = f"{last} is whole; go on with --resume" if last else "no checkpoint was written yet"
+        return Stopped(self.stop, f"after step {self.step}; {told}")
 
     # ------------------------------------------------------------------------------------------ evaluation
     def _evaluated(self, evaluate: Callable[[Detector], Results]) -> Results:
@@ -228,12 +237,13 @@ class Trainer:
         A resumed run begins with the evaluation.
         """
         try:
-            results = self._evaluate(evaluate)
-        except Exception:
-            if world_size() == 1 and self.counters.skipped_in_row == 0:  # saving is a matter of all processes
+            with at_step_end(False):  # a signal ends an evaluation at once
+                results = self._evaluate(evaluate)
+        except (Exception, Stopped):
+            if self._may_save_alone():
                 self.counters.owed = True
                 self.save()
-                log.error("the evaluation at step %d failed; the steps so far are in %s", self.step, self.folder)
+                log.error("the evaluation at step %d did not end; the steps so far are in %s", self.step, self.folder)
             raise
         self.counters.owed = False
         return results

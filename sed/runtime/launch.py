@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import socket
 import sys
 from collections.abc import Callable
@@ -15,12 +16,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
+from sed.runtime.ranks import LaunchError, is_silent, run_ranks
+from sed.runtime.stopping import Stopped, catch_signals
 
-class LaunchError(RuntimeError):
-    """The processes that were asked for cannot be started here."""
+__all__ = ["LaunchError", "launch", "launch_main", "make_parser", "rank", "sum_over_processes", "world_size"]
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def rank() -> int:
@@ -59,13 +61,15 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def launch_main(main_fn: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
-    """`launch` with the flags of `make_parser`; errors end this process with a message or a status."""
+    """`launch` with the flags of `make_parser`; errors and signals end this process with one line and a status."""
     try:
-        launch(main_fn, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (args,))
+        with catch_signals():
+            launch(main_fn, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (args,))
     except LaunchError as error:
         sys.exit(f"error: {error}")
-    except mp.ProcessExitedException as error:  # a process has said why
-        sys.exit(error.exit_code or 1)
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(stop.code)
 
 
 def launch(
@@ -90,33 +94,83 @@ def launch(
         What `main_fn` returned; None where processes were spawned.
 
     Raises:
-        LaunchError: for more processes than GPUs, or several machines without a `dist_url`.
+        LaunchError: for more processes than GPUs, several machines without a `dist_url`, an address that cannot be, or
+            a process that is gone.
+        Exception: where processes were spawned, what the first of them that failed raised.
     """
-    if all(key in os.environ for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK")):  # torchrun
-        return _run(
-            int(os.environ["LOCAL_RANK"]),
-            main_fn,
-            args,
-            "env://",
-            int(os.environ["RANK"]),
-            int(os.environ["WORLD_SIZE"]),
-        )
+    started = _torchrun(num_machines)
+    if started is not None:
+        local, number, world = started
+        _check_gpus(local + 1, f"LOCAL_RANK is {local}")
+        return _run(local, main_fn, args, "env://", number, world)
     world = num_gpus * num_machines
     if num_gpus < 1 or num_machines < 1 or not 0 <= machine_rank < num_machines:
         raise LaunchError(
             f"--num-gpus {num_gpus} --num-machines {num_machines} --machine-rank {machine_rank}: expected at "
             "least one process, one machine and a rank below the number of machines"
         )
-    if torch.cuda.is_available() and num_gpus > torch.cuda.device_count():
-        raise LaunchError(f"--num-gpus {num_gpus}, but this machine has {torch.cuda.device_count()}")
+    _check_gpus(num_gpus, f"--num-gpus {num_gpus}")
     if world == 1:
         return main_fn(*args)
     if dist_url == "auto":
         if num_machines > 1:
             raise LaunchError("several machines need --dist-url tcp://HOST:PORT (an address of machine 0)")
         dist_url = f"tcp://127.0.0.1:{_free_port()}"
-    mp.spawn(_spawned, args=(num_gpus, machine_rank, world, main_fn, args, dist_url), nprocs=num_gpus, join=True)
+    _check_url(dist_url)
+    run_ranks(_spawned, num_gpus, (num_gpus, machine_rank, world, main_fn, args, dist_url))
     return None
+
+
+def _torchrun(num_machines: int) -> tuple[int, int, int] | None:
+    """LOCAL_RANK, RANK and WORLD_SIZE of torchrun; None where something else started this process."""
+    found = {key: os.environ[key] for key in TORCHRUN if key in os.environ}
+    if not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= found.keys():
+        if found.get("WORLD_SIZE", "1") != "1" and "RANK" in found and num_machines == 1:
+            told = ", ".join(f"{key}={found[key]}" for key in found)
+            raise LaunchError(
+                f"the environment has {told} but no LOCAL_RANK: start with torchrun, which sets all of them, or unset "
+                "them, or give --num-machines, --machine-rank and --dist-url"
+            )
+        return None
+    numbers = {}
+    for key in (k for k in TORCHRUN if k != "MASTER_ADDR"):
+        text = found.get(key, "")
+        if not text.isascii() or not text.isdigit():
+            what = f"{key}={text}" if key in found else f"no {key}"
+            raise LaunchError(
+                f"the environment has {what}; torchrun sets a whole number. Start with torchrun, or unset it"
+            )
+        numbers[key] = int(text)
+    local, number, world = numbers["LOCAL_RANK"], numbers["RANK"], numbers["WORLD_SIZE"]
+    if not local <= number < world:
+        told = f"LOCAL_RANK={local}, RANK={number}, WORLD_SIZE={world}"
+        raise LaunchError(
+            f"the environment has {told}; expected LOCAL_RANK <= RANK < WORLD_SIZE, as torchrun sets them"
+        )
+    _check_address("MASTER_ADDR and MASTER_PORT", found.get("MASTER_ADDR", ""), numbers["MASTER_PORT"])
+    return local, number, world
+
+
+def _check_gpus(needed: int, told: str) -> None:
+    if torch.cuda.is_available() and needed > torch.cuda.device_count():
+        raise LaunchError(f"{told}, but this machine has {torch.cuda.device_count()} GPU(s)")
+
+
+def _check_url(url: str) -> None:
+    found = re.fullmatch(r"tcp://(?:\[([0-9A-Fa-f:.]+)\]|([^\s:/\[\]]+)):([0-9]{1,5})/?", url)
+    if not found:
+        raise LaunchError(f"--dist-url {url}: expected auto, or tcp://HOST:PORT with an address of machine 0")
+    _check_address(f"--dist-url {url}", found[1] or found[2], int(found[3]))
+
+
+def _check_address(told: str, host: str, port: int) -> None:
+    """Raise LaunchError for what no machine has: torch would try it for half an hour."""
+    if not 0 < port < 65536:
+        raise LaunchError(f"{told}: the port is {port}; expected 1 to 65535")
+    try:
+        socket.getaddrinfo(host, port)
+    except (OSError, UnicodeError) as error:
+        raise LaunchError(f"{told}: no machine {host!r} is known here ({error})") from None
 
 
 def _spawned(
@@ -138,11 +192,41 @@ def _run(local_rank: int, main_fn: Callable[..., Any], args: tuple[Any, ...], ur
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", init_method=url, rank=rank, world_size=world)
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", init_method=url, rank=rank, world_size=world)
+    except (RuntimeError, ValueError) as error:
+        where = url if url != "env://" else f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        told = " ".join(str(error).split())[:300]
+        raise LaunchError(f"the {world} processes of the run do not find each other at {where}: {told}") from None
     try:
         return main_fn(*args)
+    except Stopped as stop:
+        if rank:  # all of them were asked; the first one says what it saved
+            sys.exit(stop.code)
+        raise
+    except BaseException as error:
+        if is_silent(error) or not _first_to_fail():
+            sys.exit(1)
+        if _is_lost_connection(error):
+            raise LaunchError(
+                "the connection to another process of the run is lost: it has ended. Go on from the last checkpoint "
+                "with --resume"
+            ) from error
+        raise
     finally:
         dist.destroy_process_group()
+
+
+def _first_to_fail() -> bool:
+    """Whether no other process of the run has failed before: the first one tells what happened."""
+    try:
+        return dist.distributed_c10d._get_default_store().add("failed", 1) == 1
+    except RuntimeError:  # the process that keeps the count is gone
+        return False
+
+
+def _is_lost_connection(error: BaseException) -> bool:
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/" in str(error))
 
 
 def _free_port() -> int:

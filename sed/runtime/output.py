@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import logging
 import os
@@ -40,8 +41,43 @@ _PACKAGES = (
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
+LOCK = "run.lock"
+log = logging.getLogger(__name__)
+
+
 class OutputError(RuntimeError):
     """An output folder that this run must not write to."""
+
+
+@contextmanager
+def only_run(folder: str | Path) -> Iterator[None]:
+    """A context in which no other run writes to `folder`, which is made; the first process of a run holds its lock.
+
+    The system releases it when the process ends, in whatever way.
+
+    Raises:
+        OutputError: where another run holds it.
+    """
+    if rank():
+        yield
+        return
+    folder = try_folder(folder, "OUTPUT_DIR")
+    with (folder / LOCK).open("a+") as lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            lock.seek(0)
+            holder = lock.read(200).strip() or "another process"
+            raise OutputError(
+                f"{folder} is in use by a run that has not ended ({holder}): wait for its end, stop it, or choose "
+                "another OUTPUT_DIR"
+            ) from None
+        except OSError as error:  # a file system without locks
+            log.warning("%s cannot be locked (%s): start no second run there", folder, error.strerror)
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {platform.node()}\n")
+        lock.flush()
+        yield
 
 
 def claim_folder(folder: str | Path, resume: bool) -> Path | None:
@@ -61,8 +97,9 @@ def claim_folder(folder: str | Path, resume: bool) -> Path | None:
         raise OutputError(
             f"{folder} holds another run ({held}): go on with it by --resume, or choose another OUTPUT_DIR"
         )
-    for left_over in folder.glob(".*.tmp"):  # a writer was killed
-        left_over.unlink(missing_ok=True)  # by another process
+    if rank() == 0:
+        for left_over in folder.glob(".*.tmp"):  # a writer was killed
+            left_over.unlink(missing_ok=True)
     return saved[-1] if saved else None
 
 

@@ -7,15 +7,21 @@ import logging
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
 logger = logging.getLogger(__name__)
 _running: set[subprocess.Popen] = set()
+_starting = threading.Lock()
+POLL_SECONDS = 0.5
 
 
-def call(script: str | Path, words: Sequence[str], log: Path, threads: int = 1) -> None:
+def call(
+    script: str | Path, words: Sequence[str], log: Path, threads: int = 1, stopped: threading.Event | None = None
+) -> None:
     """Run a Python script to its end; what it prints is appended to `log`.
 
     Where a process that was started with the same `log` still runs (its caller was killed), its end is waited for.
@@ -25,17 +31,23 @@ def call(script: str | Path, words: Sequence[str], log: Path, threads: int = 1) 
         words: its command line.
         log: a file; its folder is made.
         threads: of the process, whatever this machine has.
+        stopped: once it is set nothing is started any more.
 
     Raises:
-        SystemExit: where it fails, with its command and the end of its log.
+        SystemExit: where it fails, with its command and the end of its log; where it is not started.
     """
+    stopped = stopped or threading.Event()
     command = [sys.executable, str(script), *words]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as out:
-        _lock(out)
+        _lock(out, stopped)
         env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        with subprocess.Popen(command, stdout=out, stderr=out, env=env) as process:
+        with _starting:
+            if stopped.is_set():
+                raise SystemExit(f"{log}: stopped before it was started")
+            process = subprocess.Popen(command, stdout=out, stderr=out, env=env)
             _running.add(process)
+        with process:
             try:
                 code = process.wait()
             except BaseException:  # an interrupt: what was started ends with its caller
@@ -49,16 +61,24 @@ def call(script: str | Path, words: Sequence[str], log: Path, threads: int = 1) 
         raise SystemExit(f"{' '.join(command)}\nended with code {code}; the end of {log}:\n{tail}")
 
 
-def stop_all() -> None:
-    """End every process that `call` waits for, in whatever thread; those calls then fail."""
-    for process in list(_running):
-        process.terminate()
+def stop_all(stopped: threading.Event | None = None) -> None:
+    """End every process that `call` waits for, in whatever thread; those calls then fail. Sets `stopped` before."""
+    with _starting:
+        if stopped is not None:
+            stopped.set()
+        for process in list(_running):
+            process.terminate()
 
 
-def _lock(stream: TextIO) -> None:
+def _lock(stream: TextIO, stopped: threading.Event) -> None:
     """Wait until no other process writes this file: a process keeps the lock of what it prints to while it lives."""
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        logger.warning("%s: a process of an earlier call still runs; waiting for its end", stream.name)
-        fcntl.flock(stream, fcntl.LOCK_EX)
+    told = False
+    while not stopped.is_set():
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if not told:
+                logger.warning("%s: a process of an earlier call still runs; waiting for its end", stream.name)
+            told = True
+            time.sleep(POLL_SECONDS)

@@ -18,10 +18,12 @@ import math
 import os
 import shutil
 import statistics
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +123,7 @@ class Runner:
         self._code = code_version()
         self._home: dict[Path, Run] = {}  # folder -> the run that is done in its place, being the same
         self._futures: dict[Path, Future] = {}
+        self._stopped = threading.Event()
 
     # ------------------------------------------------------------------------------------------ many runs
     def run_all(self, runs: Sequence[Run]) -> dict[Path, Result]:
@@ -160,7 +163,7 @@ class Runner:
                     self.bar.update(new[future])
             except BaseException:  # an interrupt
                 pool.shutdown(wait=False, cancel_futures=True)
-                stop_all()
+                stop_all(self._stopped)
                 raise
         errors = dict.fromkeys(_told(error) for future in new if (error := future.exception()))
         if errors:
@@ -187,7 +190,8 @@ class Runner:
     # ------------------------------------------------------------------------------------------ one run
     def _run(self, run: Run) -> Result:
         cfg, done = self.config(run.words), run.folder / RESULT
-        log, base = run.folder.with_suffix(".log"), ["--config-file", self.config_file]
+        start = partial(call, log=run.folder.with_suffix(".log"), stopped=self._stopped)
+        base = ["--config-file", self.config_file]
         out = ("OUTPUT_DIR", str(run.folder))
         result: Result = json.loads(done.read_text()) if done.exists() else {}
         if not result:
@@ -196,11 +200,10 @@ class Runner:
             if run.baseline is None and cfg["SEMI.BURN_IN"]:  # the others need its checkpoint
                 saved = ("SOLVER.CHECKPOINT_PERIOD", str(cfg["SEMI.BURN_IN"]), "SOLVER.CHECKPOINTS_KEPT", "1000")
             if not (run.folder / WEIGHTS).exists():  # the last that a training leaves
-                call(self.train, [*base, *self.train_flags, "--resume", *run.words, *saved, *out], log)
+                start(self.train, [*base, *self.train_flags, "--resume", *run.words, *saved, *out])
             steps = cfg["SOLVER.MAX_ITER"]
             result = {"seconds_per_step": seconds_per_step(run.folder, cfg["SEMI.BURN_IN"]), "steps": steps}
-            result["steps_after_burn_in"] = max(0, steps - cfg["SEMI.BURN_IN"])
-            result["code"] = self._code
+            result |= {"steps_after_burn_in": max(0, steps - cfg["SEMI.BURN_IN"]), "code": self._code}
         test = self._test(run, cfg)
         if result.get("test") != test:
             last = checkpoint_path(run.folder, cfg["SOLVER.MAX_ITER"])
@@ -210,7 +213,7 @@ class Runner:
                 flags += ["--sizes", *map(str, test["sizes"]), *(["--all"] if test["everything"] else [])]
                 dataset = half_of(run.test.dataset, cfg["DATASETS.IMAGE_ROOT"], run.folder)
                 words = [*run.words, *out, "DATASETS.TEST", dataset]
-                call(self.evaluate, [*base, *flags, "--output", str(to), *words], log)
+                start(self.evaluate, [*base, *flags, "--output", str(to), *words])
                 found = json.loads(to.read_text())
                 full, half = (found["sizes"][str(size)] for size in test["full and half"])
                 result[model] = {"full": full, "half": half, **found}
@@ -247,9 +250,7 @@ class Runner:
             time.sleep(POLL_SECONDS)
         if not path.exists() and baseline is not None:
             baseline.result()  # raises what went wrong there
-        return (
-            path if path.exists() else None
-        )  # deleted by hand: trained from its beginning the run is the same, only slower
+        return path if path.exists() else None  # deleted by hand: from its beginning it is the same, only slower
 
     # ------------------------------------------------------------------------------------------ what is asked
     def _asked(self, cfg: Mapping[str, Any]) -> dict[str, Any]:
@@ -261,11 +262,8 @@ class Runner:
         """Raise ConfigError where the run's folder holds another run; take one that is kept, where it is the same."""
         if not run.folder.exists():
             asked, result = self.kept.get(run.folder, ({}, {}))
-            if (
-                asked
-                and not self._changed(run, asked)
-                and result.get("test") == self._test(run, self.config(run.words))
-            ):
+            tested = result.get("test") == self._test(run, self.config(run.words))
+            if asked and tested and not self._changed(run, asked):
                 run.folder.mkdir(parents=True)
                 save_text(json.dumps(asked, indent=1), run.folder / ASKED)
                 save_text(json.dumps(result, indent=1), run.folder / RESULT)

@@ -25,6 +25,7 @@ from tests.reference.training import same
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 12
+KILLS = int(os.environ.get("SED_KILLS", "1"))  # at so many random moments
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,8 @@ def metrics(folder):
 
 
 @pytest.mark.slow
-def test_killed_at_a_random_step_and_resumed_is_bit_for_bit_the_same(data, straight, tmp_path):
+@pytest.mark.parametrize("number", range(KILLS))
+def test_killed_at_a_random_step_and_resumed_is_bit_for_bit_the_same(data, straight, tmp_path, number):
     folder = tmp_path / "run"
     words = ["--config-file", str(ROOT / "configs" / "digits.yaml")]
     extra = {"DATALOADER.NUM_WORKERS": 1}  # the straight run has none: workers must not matter either

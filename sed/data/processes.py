@@ -1,0 +1,41 @@
+"""Processes that read data or train as part of a run: they end when the process that started them ends."""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the system kill this process when the one that started it ends, however that ends (on Linux).
+
+    Args:
+        parent: the pid of the process that started this one.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it has ended before
+            os._exit(1)
+
+
+def leave_signals_to_parent() -> None:
+    """Ignore Ctrl-C and SIGTERM, which a terminal or a scheduler sends to a whole group of processes.
+
+    The parent decides when this process ends: a step that it finishes before it stops needs its batch.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@atexit.register
+def end_workers() -> None:
+    """End what reads for this process, which ends: multiprocessing would ask by SIGTERM, and wait."""
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
