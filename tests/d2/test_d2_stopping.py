@@ -19,7 +19,7 @@ from sed.d2.hooks import TeacherUpdate
 from sed.d2.run import train
 from sed.runtime.checkpoint_files import checkpoints
 from sed.runtime.stopping import Stopped, catch_signals
-from tests.reference.commands import ended, family, start, wait_until
+from tests.reference.commands import ended, family, left, start, wait_until
 from tests.reference.detectron2_run import tiny_config
 from tests.reference.squares import write_set
 from tests.reference.training import same
@@ -102,8 +102,7 @@ def test_killed_at_a_random_moment_and_resumed_is_bit_for_bit_the_same(begin, st
     process.kill()
     process.wait()
     assert int(checkpoints(folder)[-1].stem[-7:]) < STEPS, "killed too late"
-    time.sleep(0.2)
-    assert family(process.pid) == []
+    assert left(process.pid) == []
     code, _, told = ended(begin(folder, "--resume", **more), 200)
     assert code == 0, told
     same_runs(straight, folder)
@@ -124,5 +123,4 @@ def test_a_signal_to_all_ends_a_training_with_a_checkpoint(begin, tmp_path):
         r"stopped by SIGINT: after step \d+; (\S+) is whole; go on with --resume", told.splitlines()[-1]
     )
     assert Path(match[1]) == checkpoints(tmp_path / "run")[-1]
-    time.sleep(0.2)
-    assert family(process.pid) == []
+    assert left(process.pid) == []

@@ -74,3 +74,11 @@ def family(group: int) -> list[int]:
         if int(of) == group and state != "Z":
             found.append(int(folder.name))
     return sorted(found)
+
+
+def left(group: int, seconds: float = 10.0) -> list[int]:
+    """The processes of a group that live on, though they have had so many seconds to end."""
+    deadline = time.monotonic() + seconds
+    while (found := family(group)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found
