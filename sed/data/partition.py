@@ -9,8 +9,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from sed.data.errors import DataError
+from sed.data.mapper import check_file, read_image
 from sed.data.packing import pack, without_gc
-from sed.data.records import Dataset, Record, check_disjoint, reorder, strip_annotations, without_empty, without_labeled
+from sed.data.records import (
+    Dataset,
+    Record,
+    check_disjoint,
+    image_record,
+    reorder,
+    strip_annotations,
+    without_empty,
+    without_labeled,
+)
 from sed.data.splits import split
 
 
@@ -96,9 +106,24 @@ def partition(
     if filter_empty:
         labeled = without_empty(labeled, train.name)
     check_num_classes(train, num_classes, classes_key)
-    tests = tuple(reorder(test, train.classes, train.name) for test in load_tests())
+    tests = tuple(reorder(test, train.classes, train.name, subset=True) for test in load_tests())
     check_disjoint(labeled, unlabeled, [record for test in tests for record in test.records])
     return Data(replace(train, records=pack(labeled)), pack(unlabeled), tests)
+
+
+def check_test_images(tests: Sequence[Dataset]) -> None:
+    """Look at every image to evaluate on, before hours of training end at one of them: its header and its end.
+
+    Raises:
+        DataError: for a missing file, no image, one that is cut off, or of another size than its record's.
+    """
+    for test in tests:
+        for record in test.records:
+            path, size = record["file_name"], (record["height"], record["width"])
+            check_file(path)
+            found = image_record(path, record["image_id"])
+            if (found["height"], found["width"]) != size:
+                read_image(record)  # which allows a size before the EXIF orientation
 
 
 def check_num_classes(dataset: Dataset, wanted: int, key: str) -> None:

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from sed.data.catalog import load_dataset
 from sed.data.errors import DataError
-from sed.data.partition import Data, Split, check_num_classes, partition
+from sed.data.partition import Data, Split, check_num_classes, check_test_images, partition
 from sed.data.records import Dataset
 
 OPTIONS = {"method": "sed", "filter_empty": False, "num_classes": 2, "classes_key": "MODEL.X.NUM_CLASSES"}
@@ -142,3 +144,41 @@ def test_number_of_classes() -> None:
     check_num_classes(dataset, 2, "K")
     with pytest.raises(DataError, match=r"^K is 80, but mine has 2 categories \(a, b\); set it to 2$"):
         check_num_classes(dataset, 80, "K")
+
+
+def test_a_test_set_may_lack_classes_which_are_told(make_coco, caplog) -> None:
+    coco = make_coco(name="val", seed=1)
+    coco.content["categories"] = [{"id": 7, "name": "cat"}]
+    coco.content["annotations"] = [a for a in coco.content["annotations"] if a["category_id"] == 7]
+    val = partial(load_dataset, str(coco.write()))
+    train = partial(load_dataset, str(make_coco().write()))
+    with caplog.at_level(logging.WARNING):
+        (test,) = run(train, tests=lambda: [val()], method="supervised").tests
+    assert (test.classes, test.category_ids) == (("dog", "cat"), (8, 7))
+    assert [a["category_id"] for record in test.records for a in record["annotations"]] == [1, 1]
+    (message,) = {record.getMessage() for record in caplog.records}
+    assert "lacks 1 categories of " in message
+    assert message.endswith("(dog): they have no AP")
+    coco.content["categories"] = [{"id": 7, "name": "cow"}]
+    coco.write()
+    with pytest.raises(DataError, match="matched by name"):
+        run(train, tests=lambda: [val()], method="supervised")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-200]), "truncated or damaged"),
+        (lambda path: path.write_text("<html>"), "not a readable image"),
+        (lambda path: path.unlink(), "cannot be read"),
+        (lambda path: cv2.imwrite(str(path), np.zeros((20, 30, 3), np.uint8)), r"20 x 30 .* says 40 x 60"),
+        (lambda path: cv2.imwrite(str(path), np.zeros((60, 40, 3), np.uint8)), r"60 x 40 .* says 40 x 60"),
+    ],
+)
+def test_faults_of_test_images_are_found_before_training(make_coco, spoil, message) -> None:
+    coco = make_coco()
+    test = load_dataset(str(coco.write()))
+    check_test_images([test])
+    spoil(coco.folder / "2.jpg")
+    with pytest.raises(DataError, match=rf"2\.jpg: .*{message}"):
+        check_test_images([test])
