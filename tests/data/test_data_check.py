@@ -21,7 +21,16 @@ from tests.reference.faults import FAULTS
 from tests.reference.small_data import SETUP, Small
 
 # Faults of the config alone, or that need a set of another kind; each has its own test below
-ELSEWHERE = {"train-empty", "test-empty", "no-unlabelled", "split-and-unlabelled", "refused", "classes-unequal", "told"}
+ELSEWHERE = {
+    "train-empty",
+    "test-empty",
+    "no-unlabelled",
+    "split-and-unlabelled",
+    "refused",
+    "classes-unequal",
+    "told",
+    "classes-missing",
+}
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +168,18 @@ def test_a_number_written_as_text_is_read_as_training_reads_it(small):
     report = run(small)
     assert report.found.kept == []
     assert len(report.boxes) == 29
+
+
+def test_classes_are_compared_by_name(small):
+    small.val["categories"] = [{"id": {1: 5, 2: 1, 5: 2}[c["id"]], "name": c["name"]} for c in small.val["categories"]]
+    for a in small.val["annotations"]:
+        a["category_id"] = {1: 5, 2: 1, 5: 2}[a["category_id"]]
+    assert run(small).found.kept == []
+    small.val["categories"] = [c for c in small.val["categories"] if c["name"] != "owl"]
+    small.val["annotations"] = [a for a in small.val["annotations"] if a["category_id"] != 2]
+    report = run(small)
+    assert codes_of(report.found, ERROR) == set()
+    assert_named(report, "classes-missing", "val.json", "categories")
 
 
 def test_annotations_of_an_image_that_cannot_be_used_are_no_further_finding(small):

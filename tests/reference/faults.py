@@ -26,7 +26,8 @@ class Fault:
 
 
 FAULTS: list[Fault] = []
-CLASSES = ("num-classes", "classes-differ", "category-unused", "class-rare")  # what another category brings along
+# What another category brings along
+CLASSES = ("num-classes", "classes-differ", "classes-missing", "category-unused", "class-rare")
 
 
 def fault(code: str, *also: str) -> Callable:
