@@ -44,8 +44,7 @@ def load_dataset(source: str, image_root: str = "", labeled: bool = True) -> Dat
 
     Args:
         source: a name (see `known_names`), the path of a COCO json, or, unlabelled only, a folder of images.
-        image_root: folder of a json's images; "": the json's folder, its subfolder `images`, or its subfolder named
-            like the json.
+        image_root: folder of a json's images; "": looked for beside the json, see `sed.data.locate`.
         labeled: False drops all annotations.
 
     Raises:
