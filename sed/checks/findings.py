@@ -248,7 +248,7 @@ KINDS = {
     ),
     "same-unlabelled": Kind(
         WARNING,
-        "A labelled image among the unlabelled ones",
+        "A labelled or test image among the unlabelled ones",
         "Nothing to do where it is the same file: it is left out there. Remove a copy; it counts double.",
     ),
     "same-within": Kind(WARNING, "One image twice in a set", "Remove the copy; it counts double."),

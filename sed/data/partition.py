@@ -107,6 +107,14 @@ def partition(
         labeled = without_empty(labeled, train.name)
     check_num_classes(train, num_classes, classes_key)
     tests = tuple(reorder(test, train.classes, train.name, subset=True) for test in load_tests())
+    if load_unlabeled and unlabeled:
+        tested = [record for test in tests for record in test.records]
+        unlabeled, before = without_labeled(unlabeled, tested, "to evaluate on"), len(unlabeled)
+        if not unlabeled:
+            raise DataError(
+                f"all {before} unlabelled images of DATASETS.UNLABELED are in DATASETS.TEST: add some, or set "
+                "SEMI.METHOD supervised"
+            )
     check_disjoint(labeled, unlabeled, [record for test in tests for record in test.records])
     return Data(replace(train, records=pack(labeled)), pack(unlabeled), tests)
 

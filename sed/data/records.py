@@ -158,7 +158,7 @@ def reorder(dataset: Dataset, classes: Sequence[str], of: str, subset: bool = Fa
     return replace(dataset, records=records, classes=tuple(classes), category_ids=ids)
 
 
-def without_labeled(unlabeled: Sequence[Record], labeled: Sequence[Record]) -> list[Record]:
+def without_labeled(unlabeled: Sequence[Record], labeled: Sequence[Record], which: str = "labelled") -> list[Record]:
     """The unlabelled images whose file is none of the labelled ones; a line of the log counts the others.
 
     All photos in one folder, some of them labelled, is how most people keep them.
@@ -167,7 +167,7 @@ def without_labeled(unlabeled: Sequence[Record], labeled: Sequence[Record]) -> l
     taken = {_real_path(record["file_name"], folders) for record in labeled}
     kept = [record for record in unlabeled if _real_path(record["file_name"], folders) not in taken]
     if len(kept) < len(unlabeled):
-        log.info("%d images are labelled and were left out of the unlabelled ones", len(unlabeled) - len(kept))
+        log.info("%d images are %s and were left out of the unlabelled ones", len(unlabeled) - len(kept), which)
     return kept
 
 

@@ -283,3 +283,10 @@ def test_near_pairs_of_many_hashes_take_seconds():
     first, second = near_pairs(hashes)
     assert (first.tolist(), second.tolist()) == ([0], [1])
     assert time.process_time() - started < 20  # all with all: 1.25e9 comparisons
+
+
+def test_a_test_image_that_is_itself_in_the_unlabelled_folder_is_left_out_there(small):
+    (small.folder / "photos/link.jpg").symlink_to(small.folder / "101.jpg")
+    report = run(small)
+    assert codes(report) == {"same-unlabelled"}
+    assert_named(report, "same-unlabelled", "photos/link.jpg", "image link.jpg")

@@ -182,3 +182,22 @@ def test_faults_of_test_images_are_found_before_training(make_coco, spoil, messa
     spoil(coco.folder / "2.jpg")
     with pytest.raises(DataError, match=rf"2\.jpg: .*{message}"):
         check_test_images([test])
+
+
+def test_test_images_in_the_folder_of_all_photos_are_left_out_and_counted(make_coco, caplog) -> None:
+    photos = make_coco([(40, 60)] * 8)
+    parts = {"train": [0, 1, 2], "val": [3, 4, 5]}
+    content, loaders = photos.content, {}
+    for name, places in parts.items():
+        photos.content = {**content, **{key: [content[key][i] for i in places] for key in ("images", "annotations")}}
+        loaders[name] = partial(load_dataset, str(photos.write(f"{name}.json")))
+    folder = partial(load_dataset, str(photos.folder), labeled=False)
+    with caplog.at_level(logging.INFO):
+        data = run(loaders["train"], folder, lambda: [loaders["val"]()])
+    assert sorted(Path(record["file_name"]).name for record in data.unlabeled) == ["6.jpg", "7.jpg"]
+    assert "3 images are labelled and were left out of the unlabelled ones" in caplog.text
+    assert "3 images are to evaluate on and were left out of the unlabelled ones" in caplog.text
+    for number in (6, 7):
+        (photos.folder / f"{number}.jpg").unlink()
+    with pytest.raises(DataError, match=r"all 3 unlabelled images of DATASETS\.UNLABELED are in DATASETS\.TEST"):
+        run(loaders["train"], folder, lambda: [loaders["val"]()])
