@@ -5,6 +5,7 @@ The same for both engines; an engine hands in the functions that read its data s
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -22,6 +23,8 @@ from sed.data.records import (
     without_labeled,
 )
 from sed.data.splits import split
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,13 @@ def partition(
             "DATASETS.TRAIN by SEMI.LABELED_PERCENT or SEMI.LABELED_COUNT, or set SEMI.METHOD supervised"
         )
     if filter_empty:
-        labeled = without_empty(labeled, train.name)
+        labeled, before = without_empty(labeled, train.name), len(labeled)
+        if len(labeled) < before:
+            log.info(
+                "%s: %d labelled images have no box and are left out; DATALOADER.FILTER_EMPTY_ANNOTATIONS False keeps "
+                "them",
+                *(train.name, before - len(labeled)),
+            )
     check_num_classes(train, num_classes, classes_key)
     tests = tuple(reorder(test, train.classes, train.name, subset=True) for test in load_tests())
     if load_unlabeled and unlabeled:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -69,12 +70,14 @@ def test_the_supervised_baseline_reads_no_unlabelled_image(loaders) -> None:
     assert (len(split.labeled), len(split.unlabeled)) == (2, 4)
 
 
-def test_empty_labelled_images(make_coco) -> None:
+def test_empty_labelled_images(make_coco, caplog) -> None:
     coco = make_coco([(40, 60)] * 6)
     coco.content["annotations"] = coco.content["annotations"][:1]
     train = partial(load_dataset, str(coco.write()))
     assert len(run(train, divide=Split(count=4)).labeled) == 4
-    assert ids(run(train, filter_empty=True, method="supervised").labeled.records) == [10]
+    with caplog.at_level(logging.INFO):
+        assert ids(run(train, filter_empty=True, method="supervised").labeled.records) == [10]
+    assert re.search(r"set\.json: \d labelled images have no box and are left out; DATALOADER\.FILTER_", caplog.text)
     fold = next(f for f in range(9) if 10 not in ids(run(train, divide=Split(count=1, fold=f)).labeled.records))
     with pytest.raises(DataError, match=r"set\.json: none of its 1 images has a box"):
         run(train, divide=Split(count=1, fold=fold), filter_empty=True)
