@@ -181,16 +181,12 @@ def _check_classes(sources: Sequence[Source], setup: Setup, found: Findings) -> 
         text = f"it is {setup.num_classes}, the set has {len(first.classes)} categories ({names})"
         found.add("num-classes", first.file, setup.classes_key, text)
     for source in named:
-        if source.classes == first.classes:
-            continue
         here, there = set(source.classes), set(first.classes)
-        if here != there:
-            text = (
-                f"only here: {sorted(here - there) or 'none'}; only in {first.file}: {sorted(there - here) or 'none'}"
-            )
-        else:
-            text = f"the order is {list(source.classes)}, in {first.file} it is {list(first.classes)}"
-        found.add("classes-differ", source.file, "categories", text)
+        if here != there:  # the order does not matter: they are matched by name
+            less = source.role == TEST and here < there
+            text = f"only in {first.file}: {sorted(there - here) or 'none'}"
+            text = text if less else f"only here: {sorted(here - there) or 'none'}; {text}"
+            found.add("classes-missing" if less else "classes-differ", source.file, "categories", text)
 
 
 def _entries(sources: Sequence[Source], labelled: Sequence[np.ndarray]) -> Iterable[Entry]:

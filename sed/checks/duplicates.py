@@ -7,6 +7,7 @@ compared: no comparison of all with all.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from sed.checks.findings import Findings
 from sed.checks.images import THUMB, Facts
-from sed.checks.json_files import TEST
+from sed.checks.json_files import TEST, UNLABELLED
 
 DISTANCE = 6  # bits of 64 in which the hashes of near duplicates may differ
 ALIKE = 0.95  # correlation of their thumbnails at least
@@ -57,7 +58,10 @@ def _same(entries: Sequence[Entry], facts: dict[str, Facts], found: Findings) ->
                 continue  # one file under two ids: reported by the check of the json
             tested = [other for other in across if TEST in (other.role, mine.role)]
             other = (tested or across or earlier)[0]
-            code = "same-across" if tested else "same-unlabelled" if across else "same-within"
+            left_out = UNLABELLED in (other.role, mine.role) and os.path.realpath(other.path) == os.path.realpath(
+                mine.path
+            )
+            code = "same-across" if tested and not left_out else "same-unlabelled" if across else "same-within"
             how = "the same file" if other.path == mine.path else "byte for byte the same"
             text = f"in the {mine.role} set; {how} as {other.item} of the {other.role} set ({other.path})"
             found.add(code, mine.path, mine.item, text, mine.path, other=other.path)

@@ -146,8 +146,9 @@ KINDS = {
     "category-unused": Kind(
         WARNING, "Categories without a box", "Remove the category, or label some; it cannot be learned or tested."
     ),
-    "classes-differ": Kind(
-        ERROR, "Sets with different categories", "Export all sets with the same categories, in the same order."
+    "classes-differ": Kind(ERROR, "Sets with different categories", "Export all sets with the same categories."),
+    "classes-missing": Kind(
+        WARNING, "A test set that lacks categories", "Nothing to do, if it shows none of them: they have no AP."
     ),
     "image-sides": Kind(ERROR, "Images of an impossible size", "Write height and width in pixels."),
     "image-no-size": Kind(NOTE, "Images without a size", "Nothing to do: sizes are read from the image files."),
@@ -247,7 +248,7 @@ KINDS = {
     ),
     "same-unlabelled": Kind(
         WARNING,
-        "A labelled image among the unlabelled ones",
+        "A labelled or test image among the unlabelled ones",
         "Nothing to do where it is the same file: it is left out there. Remove a copy; it counts double.",
     ),
     "same-within": Kind(WARNING, "One image twice in a set", "Remove the copy; it counts double."),

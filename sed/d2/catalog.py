@@ -28,7 +28,7 @@ from sed.data.errors import DataError
 from sed.data.files import read_file
 from sed.data.layouts import split_of
 from sed.data.packing import without_gc
-from sed.data.records import XYWH_ABS, Dataset, Record, image_record, join
+from sed.data.records import XYWH_ABS, Dataset, Record, check_same_classes, image_record, join
 from sed.data.voc import load_voc
 
 log = logging.getLogger(__name__)
@@ -102,13 +102,38 @@ def evaluable(dataset: Dataset) -> Dataset:
     crowd flags, no annotation with id 0, no box without size. A set in another format gets a json here. The copy is a
     temporary file of this process.
     """
-    source = DatasetCatalog[dataset.name]
-    if not isinstance(source, _Source):
+    if not isinstance(DatasetCatalog[dataset.name], _Source):
         return dataset
-    content = json.loads(read_file(dataset.json_file)) if dataset.json_file else {"images": [], "categories": []}
+    if not dataset.json_file:
+        return _copied(dataset)
+    content = json.loads(read_file(dataset.json_file))
+    found = content["annotations"]
+    whole = all(_complete(item) for item in found) and "info" in content
+    same = [item["id"] for item in content["images"]] == [record["image_id"] for record in dataset.records]
+    same &= {item["id"] for item in content["categories"]} == set(dataset.category_ids)
+    if whole and same and len(found) == sum(len(record["annotations"]) for record in dataset.records):
+        return dataset
+    log.info("%s: Detectron2 evaluates on a copy with complete areas, crowd flags and annotation ids", dataset.name)
+    return _copied(dataset)
+
+
+def align(before: Dataset, after: Dataset) -> None:
+    """Let the catalog know a set with its classes in another order; Detectron2's evaluators match them by number.
+
+    Raises:
+        DataError: where the order differs and Detectron2 reads the set itself.
+    """
+    if before.classes == after.classes:
+        return
+    if not isinstance(DatasetCatalog[before.name], _Source):
+        check_same_classes(after, before)
+    _copied(after)
+
+
+def _copied(dataset: Dataset) -> Dataset:
+    """A set whose json is a temporary file with just what its records hold; the catalog then names that."""
     annotations = [
         {
-            "id": 0,
             "image_id": record["image_id"],
             "category_id": dataset.category_ids[item["category_id"]],
             **{key: item[key] for key in ("bbox", "area", "iscrowd")},
@@ -116,24 +141,19 @@ def evaluable(dataset: Dataset) -> Dataset:
         for record in dataset.records
         for item in record["annotations"]
     ]
-    images = [
-        {key: r[key] for key in ("file_name", "height", "width")} | {"id": r["image_id"]} for r in dataset.records
-    ]
-    categories = [{"id": i, "name": n} for i, n in zip(dataset.category_ids, dataset.classes, strict=True)]
-    found = content.get("annotations", [])
-    whole = all(_complete(item) for item in found) and "info" in content
-    same_ids = [item["id"] for item in content["images"]] == [item["id"] for item in images]
-    same_ids &= sorted(map(str, (c["id"] for c in content["categories"]))) == sorted(map(str, dataset.category_ids))
-    if whole and same_ids and len(found) == len(annotations):
-        return dataset
-    for number, item in enumerate(annotations, 1):
-        item["id"] = number
+    content = {
+        "info": {},
+        "images": [
+            {"id": r["image_id"], **{key: r[key] for key in ("file_name", "height", "width")}} for r in dataset.records
+        ],
+        "categories": [{"id": i, "name": n} for i, n in zip(dataset.category_ids, dataset.classes, strict=True)],
+        "annotations": [{"id": number, **item} for number, item in enumerate(annotations, 1)],
+    }
     folder = Path(tempfile.mkdtemp(prefix="sed-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     copy = folder / (Path(dataset.json_file).name or "annotations.json")
-    copy.write_text(json.dumps({"info": {}, "images": images, "categories": categories, "annotations": annotations}))
-    if dataset.json_file:
-        log.info("%s: Detectron2 evaluates on a copy with complete areas, crowd flags and annotation ids", dataset.name)
+    copy.write_text(json.dumps(content))
+    source = DatasetCatalog[dataset.name]
     dataset = replace(dataset, json_file=str(copy))
     _register(dataset, source)
     return dataset

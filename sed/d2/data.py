@@ -23,13 +23,13 @@ from detectron2.utils import comm
 
 from sed.config import ConfigError
 from sed.core.structures import LabeledBatch, UnlabeledBatch
-from sed.d2.catalog import dataset_of, datasets_of, evaluable
+from sed.d2.catalog import align, dataset_of, datasets_of, evaluable
 from sed.d2.config import num_classes
 from sed.d2.mapper import CHANNELS, ViewMapper
 from sed.data.loaders import Order, Stream
 from sed.data.mapper import LABELED
 from sed.data.partition import Data, check_num_classes
-from sed.data.records import Dataset, Record, check_same_classes
+from sed.data.records import Dataset, Record
 from sed.evaluation.coco import tell_crowded
 from sed.runtime.data import Streams, build_data, build_streams
 
@@ -49,10 +49,7 @@ DatasetMapping = Callable[[dict[str, Any]], dict[str, Any]]  # a dataset mapper 
 
 # ---------------------------------------------------------------------------------------------- data sets
 def read_data(cfg: CfgNode) -> Data:
-    """All data sets of `cfg`, split and checked, see `sed.runtime.data.build_data`.
-
-    Detectron2's evaluators read the test sets themselves, so that these must have the training set's order of classes.
-    """
+    """All data sets of `cfg`, split and checked, see `sed.runtime.data.build_data`."""
     tests: list[Dataset] = []
 
     def load_tests() -> list[Dataset]:
@@ -60,8 +57,8 @@ def read_data(cfg: CfgNode) -> Data:
         return tests
 
     data = build_data(cfg, num_classes(cfg), load=datasets_of, load_tests=load_tests)
-    for test in tests:
-        check_same_classes(data.labeled, test)
+    for before, test in zip(tests, data.tests, strict=True):
+        align(before, test)
     return data
 
 
@@ -69,12 +66,13 @@ def build_test_sets(cfg: CfgNode) -> list[Dataset]:
     """The sets of DATASETS.TEST, one each; Detectron2 knows them all by their names afterwards.
 
     Raises:
-        DataError: if one cannot be used, or has another number of classes than the model.
+        DataError: if one cannot be used, or has more classes than the model.
     """
     key, classes = num_classes(cfg)
     tests = [evaluable(dataset_of(source, cfg.DATASETS.IMAGE_ROOT)) for source in cfg.DATASETS.TEST]
     for test in tests:
-        check_num_classes(test, classes, key)
+        if len(test.classes) > classes:
+            check_num_classes(test, classes, key)
         tell_crowded(test, cfg.TEST.DETECTIONS_PER_IMAGE)
     return tests
 

@@ -16,13 +16,15 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from sed.config import ConfigError
+from sed.d2.catalog import align
 from sed.d2.checkpoint import DETR_NAMES, load_weights
-from sed.d2.config import DETR, architecture, scaled, stock_config
+from sed.d2.config import DETR, architecture, num_classes, scaled, stock_config
 from sed.d2.data import build_test_sets
 from sed.d2.inference import painter, test_mapper
 from sed.d2.trainer import SemiSupervisedTrainer
 from sed.data.files import save_text, try_folder
-from sed.data.records import Dataset, check_same_classes
+from sed.data.partition import check_num_classes
+from sed.data.records import reorder
 from sed.runtime.output import (
     claim_folder,
     end_with_log,
@@ -126,9 +128,10 @@ def evaluate_only(cfg: CfgNode, resume: bool = False, which: str = "teacher") ->
         raise ConfigError("DATASETS.TEST is empty: set it to the name or the COCO json of the images to evaluate on")
     detector = build_model(cfg)
     load_weights(detector, weights, cfg, which)
-    if detector.class_names:  # Detectron2's evaluators match classes by number
-        for test in tests:
-            check_same_classes(Dataset(weights, [], detector.class_names), test)
+    for test in tests:
+        named = reorder(test, detector.class_names, weights, subset=True)
+        check_num_classes(named, num_classes(cfg)[1], num_classes(cfg)[0])
+        align(test, named)
     log.info("evaluating %s (%s) on %s", weights, which, ", ".join(cfg.DATASETS.TEST))
     results = SemiSupervisedTrainer.test(cfg, detector)
     if comm.is_main_process():

@@ -50,8 +50,7 @@ def load_dataset(source: str, image_root: str = "", labeled: bool = True) -> Dat
         source: a name (see `known_names`), the path of a COCO json or of YOLO's data.yaml, or a folder; without labels
             its images, with labels the annotations that `sed.data.layouts` finds. A path of several splits may end in
             ":train", ":val" or ":test".
-        image_root: folder of a json's images; "": the json's folder, its subfolder `images`, or its subfolder named
-            like the json.
+        image_root: folder of a json's images; "": looked for beside the json, see `sed.data.locate`.
         labeled: False drops all annotations.
 
     Raises:

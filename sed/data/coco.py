@@ -42,8 +42,7 @@ def load_coco(path: str | Path, image_root: str | Path = "", labeled: bool = Tru
 
     Args:
         path: the json file.
-        image_root: folder of its images; "": the json's folder, its subfolder `images`, or its subfolder named like
-            the json.
+        image_root: folder of its images; "": looked for beside the json, see `sed.data.locate`.
         labeled: False drops all annotations unread.
 
     Returns:

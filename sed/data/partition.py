@@ -5,13 +5,26 @@ The same for both engines; an engine hands in the functions that read its data s
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from sed.data.errors import DataError
+from sed.data.mapper import check_file, read_image
 from sed.data.packing import pack, without_gc
-from sed.data.records import Dataset, Record, check_disjoint, reorder, strip_annotations, without_empty, without_labeled
+from sed.data.records import (
+    Dataset,
+    Record,
+    check_disjoint,
+    image_record,
+    reorder,
+    strip_annotations,
+    without_empty,
+    without_labeled,
+)
 from sed.data.splits import split
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -94,11 +107,40 @@ def partition(
             "DATASETS.TRAIN by SEMI.LABELED_PERCENT or SEMI.LABELED_COUNT, or set SEMI.METHOD supervised"
         )
     if filter_empty:
-        labeled = without_empty(labeled, train.name)
+        labeled, before = without_empty(labeled, train.name), len(labeled)
+        if len(labeled) < before:
+            log.info(
+                "%s: %d labelled images have no box and are left out; DATALOADER.FILTER_EMPTY_ANNOTATIONS False keeps "
+                "them",
+                *(train.name, before - len(labeled)),
+            )
     check_num_classes(train, num_classes, classes_key)
-    tests = tuple(reorder(test, train.classes, train.name) for test in load_tests())
+    tests = tuple(reorder(test, train.classes, train.name, subset=True) for test in load_tests())
+    if load_unlabeled and unlabeled:
+        tested = [record for test in tests for record in test.records]
+        unlabeled, before = without_labeled(unlabeled, tested, "to evaluate on"), len(unlabeled)
+        if not unlabeled:
+            raise DataError(
+                f"all {before} unlabelled images of DATASETS.UNLABELED are in DATASETS.TEST: add some, or set "
+                "SEMI.METHOD supervised"
+            )
     check_disjoint(labeled, unlabeled, [record for test in tests for record in test.records])
     return Data(replace(train, records=pack(labeled)), pack(unlabeled), tests)
+
+
+def check_test_images(tests: Sequence[Dataset]) -> None:
+    """Look at every image to evaluate on, before hours of training end at one of them: its header and its end.
+
+    Raises:
+        DataError: for a missing file, no image, one that is cut off, or of another size than its record's.
+    """
+    for test in tests:
+        for record in test.records:
+            path, size = record["file_name"], (record["height"], record["width"])
+            check_file(path)
+            found = image_record(path, record["image_id"])
+            if (found["height"], found["width"]) != size:
+                read_image(record)  # which allows a size before the EXIF orientation
 
 
 def check_num_classes(dataset: Dataset, wanted: int, key: str) -> None:

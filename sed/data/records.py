@@ -120,20 +120,23 @@ def check_same_classes(train: Dataset, test: Dataset) -> None:
     raise DataError(f"{train.name} and {test.name} must have the same categories ({detail})")
 
 
-def reorder(dataset: Dataset, classes: Sequence[str], of: str) -> Dataset:
+def reorder(dataset: Dataset, classes: Sequence[str], of: str, subset: bool = False) -> Dataset:
     """The same set with its classes in another order: categories are matched by name, never by number.
 
     Args:
         dataset: with annotations or without.
         classes: the names in the order that is wanted; empty: not known, nothing changes.
         of: whose order that is, for the message.
+        subset: whether some of the names may be missing in the set, as in a test json that lists its own classes only;
+            they get category ids that are not in use, and one line of the log.
 
     Raises:
         DataError: unless the set has exactly these names.
     """
     if not classes or tuple(classes) == dataset.classes:
         return dataset
-    if sorted(classes) != sorted(dataset.classes):
+    missing = sorted(set(classes) - set(dataset.classes))
+    if set(dataset.classes) - set(classes) or (missing and not subset):
         raise DataError(
             f"{dataset.name} has the categories {list(dataset.classes)}, {of} has {list(classes)}: they are matched by "
             "name; rename, add or leave out those that differ"
@@ -147,11 +150,15 @@ def reorder(dataset: Dataset, classes: Sequence[str], of: str) -> Dataset:
         for r in dataset.records
     ]
     numbers = dict(zip(dataset.classes, dataset.category_ids, strict=False))  # there may be none
+    if numbers:
+        numbers |= {name: max(numbers.values()) + 1 + place for place, name in enumerate(missing)}
+    if missing:
+        log.warning("%s lacks %d categories of %s (%s): they have no AP", dataset.name, len(missing), of, missing[0])
     ids = tuple(numbers[name] for name in classes if name in numbers)
     return replace(dataset, records=records, classes=tuple(classes), category_ids=ids)
 
 
-def without_labeled(unlabeled: Sequence[Record], labeled: Sequence[Record]) -> list[Record]:
+def without_labeled(unlabeled: Sequence[Record], labeled: Sequence[Record], which: str = "labelled") -> list[Record]:
     """The unlabelled images whose file is none of the labelled ones; a line of the log counts the others.
 
     All photos in one folder, some of them labelled, is how most people keep them.
@@ -160,7 +167,7 @@ def without_labeled(unlabeled: Sequence[Record], labeled: Sequence[Record]) -> l
     taken = {_real_path(record["file_name"], folders) for record in labeled}
     kept = [record for record in unlabeled if _real_path(record["file_name"], folders) not in taken]
     if len(kept) < len(unlabeled):
-        log.info("%d images are labelled and were left out of the unlabelled ones", len(unlabeled) - len(kept))
+        log.info("%d images are %s and were left out of the unlabelled ones", len(unlabeled) - len(kept), which)
     return kept
 
 

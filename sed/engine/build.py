@@ -61,14 +61,21 @@ def read_data(cfg: CfgNode) -> Data:
 
 
 def build_test_set(cfg: CfgNode) -> Dataset:
-    """Read DATASETS.TEST as one set; its number of classes is checked against the config."""
+    """Read DATASETS.TEST as one set; it may lack classes of the model, but may not have more of them."""
     if not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST is empty: set it to the name or the COCO json of the images to evaluate on")
     test = load_datasets(cfg.DATASETS.TEST, cfg.DATASETS.IMAGE_ROOT)
     key, num_classes = _num_classes(cfg)
-    check_num_classes(test, num_classes, key)
+    if len(test.classes) > num_classes:
+        check_num_classes(test, num_classes, key)
     tell_crowded(test, cfg.TEST.DETECTIONS_PER_IMAGE)
     return test
+
+
+def check_classes(cfg: CfgNode, test: Dataset) -> None:
+    """Raise DataError unless a set has as many classes as the model."""
+    key, num_classes = _num_classes(cfg)
+    check_num_classes(test, num_classes, key)
 
 
 def _num_classes(cfg: CfgNode) -> tuple[str, int]:

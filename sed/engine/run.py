@@ -143,7 +143,8 @@ def evaluate_only(cfg: CfgNode, resume: bool = False, which: str = "teacher") ->
     whole = not resume and (file or weights == "coco")
     source = evaluated_weights(folder, weights, resume, own=file, whole=whole)
     detector = build.trained_detector(cfg, source, which).to(device)
-    test = reorder(test, detector.class_names, source)
+    test = reorder(test, detector.class_names, source, subset=True)
+    build.check_classes(cfg, test)
     log.info("evaluating %s (%s) on %s, %d images", source, which, test.name, len(test))
     results = build.build_evaluator(cfg, test, device)(detector)
     if rank() == 0:

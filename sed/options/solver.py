@@ -66,4 +66,4 @@ class Test:
 
     eval_period: int = option(5000, "steps between evaluations of student and teacher; 0: at the end alone", low=0)
     ims_per_batch: int = option(8, "test images a batch", low=1)
-    detections_per_image: int = option(100, "detections kept of an image", low=1)
+    detections_per_image: int = option(100, "detections kept of an image; above 100 also the limit of COCO's AP", low=1)

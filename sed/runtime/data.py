@@ -19,7 +19,7 @@ from sed.data.errors import DataError
 from sed.data.geometry import build_geometric, log_dropped
 from sed.data.loaders import Order, Stream, collate_labeled, collate_unlabeled
 from sed.data.mapper import LABELED, UNLABELED
-from sed.data.partition import Data, Split, partition
+from sed.data.partition import Data, Split, check_test_images, partition
 from sed.data.records import Dataset, Record
 
 Config = Mapping[str, Any]  # nested: config["SEMI"]["METHOD"]
@@ -58,7 +58,7 @@ def build_data(
     if not d["TRAIN"]:
         raise DataError("DATASETS.TRAIN is empty: set it to the name or the COCO json of the labelled images")
     key, number = classes
-    return partition(
+    data = partition(
         partial(load, d["TRAIN"], d["IMAGE_ROOT"], True),
         partial(load, d["UNLABELED"], d["IMAGE_ROOT"], False) if d["UNLABELED"] else None,
         load_tests,
@@ -68,6 +68,8 @@ def build_data(
         num_classes=number,
         classes_key=key,
     )
+    check_test_images(data.tests)
+    return data
 
 
 def build_streams(

@@ -24,11 +24,12 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils.visualizer import Visualizer
 
-from sed.d2.catalog import dataset_of, datasets_of, evaluable
+from sed.d2.catalog import align, dataset_of, datasets_of, evaluable
 from sed.d2.config import load_config
 from sed.data.catalog import load_dataset
 from sed.data.errors import DataError
 from sed.data.mapper import read_image
+from sed.data.records import reorder
 from tests.data.conftest import Coco, write_image
 from tests.reference.formats import FORMATS
 
@@ -324,16 +325,26 @@ def test_detectron2_evaluates_any_json_that_we_read(make_coco, tmp_path, fault) 
     assert perfect_ap(dataset, tmp_path) == pytest.approx(100)
 
 
+@pytest.mark.parametrize("names", [("cat", "dog"), ("cow", "cat", "dog"), ("dog", "cat", "yak")])
+def test_classes_in_another_order_are_evaluated_by_name(make_coco, tmp_path, names) -> None:
+    before = dataset_of(str(make_coco().write()))
+    assert before.classes == ("dog", "cat")
+    after = reorder(before, names, "the model", subset=True)
+    align(before, after)
+    assert MetadataCatalog.get(before.name).thing_classes == list(names)
+    assert perfect_ap(after, tmp_path) == pytest.approx(100)
+
+
 def test_sets_of_the_user_are_evaluated_as_they_are(make_coco) -> None:
     coco = make_coco()
     register_coco_instances("mine_coco", {}, str(coco.write()), str(coco.folder))
     dataset = dataset_of("mine_coco")
     assert evaluable(dataset) == dataset
+    with pytest.raises(DataError, match="the order differs"):
+        align(dataset, reorder(dataset, dataset.classes[::-1], "the model"))
 
 
 @pytest.mark.parametrize("tool", ["yolo", "voc", "cvat"])
 def test_detectron2_evaluates_what_other_tools_write(make_coco, tmp_path, tool) -> None:
     FORMATS[tool](dataset_of(str(make_coco().write())), tmp_path / "export")
-    dataset = evaluable(dataset_of(str(tmp_path / "export")))
-    assert perfect_ap(dataset, tmp_path / "out") == pytest.approx(100)
-    assert "coco" in MetadataCatalog.get(dataset.name).evaluator_type
+    assert perfect_ap(evaluable(dataset_of(str(tmp_path / "export"))), tmp_path / "out") == pytest.approx(100)

@@ -21,7 +21,16 @@ from tests.reference.faults import FAULTS
 from tests.reference.small_data import SETUP, Small
 
 # Faults of the config alone, or that need a set of another kind; each has its own test below
-ELSEWHERE = {"train-empty", "test-empty", "no-unlabelled", "split-and-unlabelled", "refused", "classes-unequal", "told"}
+ELSEWHERE = {
+    "train-empty",
+    "test-empty",
+    "no-unlabelled",
+    "split-and-unlabelled",
+    "refused",
+    "classes-unequal",
+    "told",
+    "classes-missing",
+}
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +170,18 @@ def test_a_number_written_as_text_is_read_as_training_reads_it(small):
     assert len(report.boxes) == 29
 
 
+def test_classes_are_compared_by_name(small):
+    small.val["categories"] = [{"id": {1: 5, 2: 1, 5: 2}[c["id"]], "name": c["name"]} for c in small.val["categories"]]
+    for a in small.val["annotations"]:
+        a["category_id"] = {1: 5, 2: 1, 5: 2}[a["category_id"]]
+    assert run(small).found.kept == []
+    small.val["categories"] = [c for c in small.val["categories"] if c["name"] != "owl"]
+    small.val["annotations"] = [a for a in small.val["annotations"] if a["category_id"] != 2]
+    report = run(small)
+    assert codes_of(report.found, ERROR) == set()
+    assert_named(report, "classes-missing", "val.json", "categories")
+
+
 def test_annotations_of_an_image_that_cannot_be_used_are_no_further_finding(small):
     small.train["images"][2]["width"] = "wide"
     small.train["categories"][0]["name"] = None
@@ -262,3 +283,10 @@ def test_near_pairs_of_many_hashes_take_seconds():
     first, second = near_pairs(hashes)
     assert (first.tolist(), second.tolist()) == ([0], [1])
     assert time.process_time() - started < 20  # all with all: 1.25e9 comparisons
+
+
+def test_a_test_image_that_is_itself_in_the_unlabelled_folder_is_left_out_there(small):
+    (small.folder / "photos/link.jpg").symlink_to(small.folder / "101.jpg")
+    report = run(small)
+    assert codes(report) == {"same-unlabelled"}
+    assert_named(report, "same-unlabelled", "photos/link.jpg", "image link.jpg")

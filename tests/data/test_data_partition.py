@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from sed.data.catalog import load_dataset
 from sed.data.errors import DataError
-from sed.data.partition import Data, Split, check_num_classes, partition
+from sed.data.partition import Data, Split, check_num_classes, check_test_images, partition
 from sed.data.records import Dataset
 
 OPTIONS = {"method": "sed", "filter_empty": False, "num_classes": 2, "classes_key": "MODEL.X.NUM_CLASSES"}
@@ -67,12 +70,14 @@ def test_the_supervised_baseline_reads_no_unlabelled_image(loaders) -> None:
     assert (len(split.labeled), len(split.unlabeled)) == (2, 4)
 
 
-def test_empty_labelled_images(make_coco) -> None:
+def test_empty_labelled_images(make_coco, caplog) -> None:
     coco = make_coco([(40, 60)] * 6)
     coco.content["annotations"] = coco.content["annotations"][:1]
     train = partial(load_dataset, str(coco.write()))
     assert len(run(train, divide=Split(count=4)).labeled) == 4
-    assert ids(run(train, filter_empty=True, method="supervised").labeled.records) == [10]
+    with caplog.at_level(logging.INFO):
+        assert ids(run(train, filter_empty=True, method="supervised").labeled.records) == [10]
+    assert re.search(r"set\.json: \d labelled images have no box and are left out; DATALOADER\.FILTER_", caplog.text)
     fold = next(f for f in range(9) if 10 not in ids(run(train, divide=Split(count=1, fold=f)).labeled.records))
     with pytest.raises(DataError, match=r"set\.json: none of its 1 images has a box"):
         run(train, divide=Split(count=1, fold=fold), filter_empty=True)
@@ -142,3 +147,60 @@ def test_number_of_classes() -> None:
     check_num_classes(dataset, 2, "K")
     with pytest.raises(DataError, match=r"^K is 80, but mine has 2 categories \(a, b\); set it to 2$"):
         check_num_classes(dataset, 80, "K")
+
+
+def test_a_test_set_may_lack_classes_which_are_told(make_coco, caplog) -> None:
+    coco = make_coco(name="val", seed=1)
+    coco.content["categories"] = [{"id": 7, "name": "cat"}]
+    coco.content["annotations"] = [a for a in coco.content["annotations"] if a["category_id"] == 7]
+    val = partial(load_dataset, str(coco.write()))
+    train = partial(load_dataset, str(make_coco().write()))
+    with caplog.at_level(logging.WARNING):
+        (test,) = run(train, tests=lambda: [val()], method="supervised").tests
+    assert (test.classes, test.category_ids) == (("dog", "cat"), (8, 7))
+    assert [a["category_id"] for record in test.records for a in record["annotations"]] == [1, 1]
+    (message,) = {record.getMessage() for record in caplog.records}
+    assert "lacks 1 categories of " in message
+    assert message.endswith("(dog): they have no AP")
+    coco.content["categories"] = [{"id": 7, "name": "cow"}]
+    coco.write()
+    with pytest.raises(DataError, match="matched by name"):
+        run(train, tests=lambda: [val()], method="supervised")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-200]), "truncated or damaged"),
+        (lambda path: path.write_text("<html>"), "not a readable image"),
+        (lambda path: path.unlink(), "cannot be read"),
+        (lambda path: cv2.imwrite(str(path), np.zeros((20, 30, 3), np.uint8)), r"20 x 30 .* says 40 x 60"),
+        (lambda path: cv2.imwrite(str(path), np.zeros((60, 40, 3), np.uint8)), r"60 x 40 .* says 40 x 60"),
+    ],
+)
+def test_faults_of_test_images_are_found_before_training(make_coco, spoil, message) -> None:
+    coco = make_coco()
+    test = load_dataset(str(coco.write()))
+    check_test_images([test])
+    spoil(coco.folder / "2.jpg")
+    with pytest.raises(DataError, match=rf"2\.jpg: .*{message}"):
+        check_test_images([test])
+
+
+def test_test_images_in_the_folder_of_all_photos_are_left_out_and_counted(make_coco, caplog) -> None:
+    photos = make_coco([(40, 60)] * 8)
+    parts = {"train": [0, 1, 2], "val": [3, 4, 5]}
+    content, loaders = photos.content, {}
+    for name, places in parts.items():
+        photos.content = {**content, **{key: [content[key][i] for i in places] for key in ("images", "annotations")}}
+        loaders[name] = partial(load_dataset, str(photos.write(f"{name}.json")))
+    folder = partial(load_dataset, str(photos.folder), labeled=False)
+    with caplog.at_level(logging.INFO):
+        data = run(loaders["train"], folder, lambda: [loaders["val"]()])
+    assert sorted(Path(record["file_name"]).name for record in data.unlabeled) == ["6.jpg", "7.jpg"]
+    assert "3 images are labelled and were left out of the unlabelled ones" in caplog.text
+    assert "3 images are to evaluate on and were left out of the unlabelled ones" in caplog.text
+    for number in (6, 7):
+        (photos.folder / f"{number}.jpg").unlink()
+    with pytest.raises(DataError, match=r"all 3 unlabelled images of DATASETS\.UNLABELED are in DATASETS\.TEST"):
+        run(loaders["train"], folder, lambda: [loaders["val"]()])

@@ -26,7 +26,8 @@ class Fault:
 
 
 FAULTS: list[Fault] = []
-CLASSES = ("num-classes", "classes-differ", "category-unused", "class-rare")  # what another category brings along
+# What another category brings along
+CLASSES = ("num-classes", "classes-differ", "classes-missing", "category-unused", "class-rare")
 
 
 def fault(code: str, *also: str) -> Callable:
@@ -202,11 +203,11 @@ def _(d):
 
 
 # ---------------------------------------------------------------------------------------------- boxes
-def _box_fault(code: str, number: int, box: object, *also: str) -> None:
-    @fault(code, *also)
+def _box_fault(code: str, number: int, box: object, category: int = 1) -> None:
+    @fault(code)
     def _(d):
         d.bare(number)
-        return "train.json", f"annotation {d.box(d.train, number, box)} (image {number}, {number}.jpg)"
+        return "train.json", f"annotation {d.box(d.train, number, box, category)} (image {number}, {number}.jpg)"
 
 
 _box_fault("box-form", 41, [60, 10, "wide", 30])
@@ -215,15 +216,10 @@ _box_fault("box-negative", 43, [90, 50, -30, 30])
 _box_fault("box-empty", 44, [60, 10, 0, 30])
 _box_fault("box-outside", 45, [140, 10, 30, 30])
 _box_fault("box-sticks-out", 46, [100, 10, 60, 30])
+_box_fault("box-two-classes", 47, [8, 10, 30, 44], category=2)
 _box_fault("box-twice", 48, [9, 10, 30, 44])
 _box_fault("box-huge", 49, [0, 0, 128, 96])
 _box_fault("box-tiny", 50, [70, 10, 0.4, 0.4])
-
-
-@fault("box-two-classes")
-def _(d):
-    d.bare(47)
-    return "train.json", f"annotation {d.box(d.train, 47, [8, 10, 30, 44], 2)} (image 47, 47.jpg)"
 
 
 @fault("boxes-corners")
