@@ -19,6 +19,7 @@ import numpy as np
 
 from sed.data.coco_types import settle_types
 from sed.data.errors import DataError
+from sed.data.frames import check_frame
 from sed.data.packing import without_gc
 from sed.data.records import XYWH_ABS, Dataset, Record
 
@@ -217,7 +218,7 @@ def add_annotations(
         keep: further fields to copy.
 
     Raises:
-        DataError: where no usable box is left.
+        DataError: where no usable box is left, or boxes fit only the other frame of an image turned by EXIF.
     """
     dropped: list[int] = []
     clipped: list[int] = []
@@ -225,6 +226,7 @@ def add_annotations(
     usable = 0
     for record in records:
         record["annotations"] = []
+        fitting = len(dropped) + len(clipped)
         for a in by_image.get(record["image_id"], ()):
             x, y, w, h = a["bbox"]
             x0, y0 = max(x, 0), max(y, 0)
@@ -251,6 +253,8 @@ def add_annotations(
                     **{key: a[key] for key in keep},
                 }
             )
+        if len(dropped) + len(clipped) > fitting:
+            check_frame(path, record, [a["bbox"] for a in by_image[record["image_id"]]])
     if dropped or clipped or no_area:
         parts = []
         if dropped:
