@@ -33,8 +33,8 @@ _ENDINGS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND"}  # first bytes of JPEG,
 _REPAIR = "repair or remove it"
 _GREY = 128  # libjpeg's value of what a file does not hold
 _FILLING = b"\x55\xaa\x39\xc6" * 16  # bytes that are coefficients of a picture where one is missing
-# The limit is MAX_PIXELS, which ends with one line.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # the limit is MAX_PIXELS
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # of EXIF data that are no such
 
 
 class Header(NamedTuple):

@@ -45,9 +45,9 @@ def made(rng):
     while True:
         kind, mode = str(rng.choice(FORMATS)), str(rng.choice(MODES))
         size, orientation = SIZES[rng.integers(len(SIZES))], int(rng.integers(0, 11))
-        options = {"exif": Image.Exif()} if rng.random() < 0.6 else {}
-        if options:
-            options["exif"][0x0112] = orientation
+        tag = Image.Exif()
+        tag[0x0112] = orientation = orientation if rng.random() < 0.6 else 1
+        options = {"exif": tag}  # saving may change it
         if kind == "JPEG":
             options |= {"progressive": bool(rng.random() < 0.3), "quality": int(rng.integers(5, 100))}
         stream = io.BytesIO()
@@ -55,7 +55,7 @@ def made(rng):
             picture(rng, size, mode).save(stream, kind, **options)
         except (OSError, ValueError, KeyError, TypeError):
             continue  # there is no such file
-        return kind, stream.getvalue(), size, orientation if options.get("exif") else 1
+        return kind, stream.getvalue(), size, orientation
 
 
 def harmed(rng, kind, content, harm):
