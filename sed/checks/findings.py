@@ -219,9 +219,21 @@ KINDS = {
         "Turned by EXIF, and the size does not show whether they were labelled upright",
         "Save them upright without the EXIF flag, and look at their boxes; training turns them upright.",
     ),
-    "image-exif": Kind(NOTE, "Turned by EXIF", "Nothing to do: training reads them as they were labelled."),
+    "image-exif-boxes": Kind(
+        ERROR,
+        "Boxes that fit only the other frame of an image turned by EXIF",
+        "Swap width and height of these images in the json: the size there says whether they are read upright.",
+    ),
+    "image-exif": Kind(
+        NOTE,
+        "Turned by EXIF",
+        "Look at the boxes of one: training reads the frame that has the size in the json; to change it, swap "
+        "width and height there.",
+    ),
     "image-16bit": Kind(
-        WARNING, "16-bit images", "They are cut to their upper 8 bits; scale the used range to 0..255 yourself."
+        WARNING,
+        "Images of more than 8 bits a channel",
+        "Training makes 8 bits of those that the brightest value needs: scale them yourself if that is too coarse.",
     ),
     "image-blank": Kind(WARNING, "Images of a single colour", "Remove them, or export them again."),
     "image-small": Kind(WARNING, "Very small images", "Check that they are no thumbnails."),

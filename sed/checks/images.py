@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -17,14 +16,14 @@ import numpy as np
 from sed.checks.findings import Findings
 from sed.checks.json_files import UNLABELLED, Source, image_item
 from sed.data.errors import DataError
-from sed.data.mapper import read_image
+from sed.data.frames import fits_turned, wrong_frame
+from sed.data.images import Header, file_content, image_header, lacks_detail, read_pixels
 
 SMALL = 32  # pixels of the shorter side under which an image is "very small"
 NARROW = 5.0  # longer by shorter side
 _BLANK = 1.0  # standard deviation of grey values below which an image is blank
 THUMB = 16  # side of the thumbnail that near duplicates are compared by
 _AHEAD = 8  # files that wait for each thread
-_ORIENTATION = 0x0112  # EXIF tag: 1 upright, 2 to 4 mirrored or upside down, 5 to 8 on its side
 
 
 @dataclass(frozen=True)
@@ -65,38 +64,36 @@ class Facts:
 
 def examine(path: str) -> Facts:
     """The properties of one file, read and decoded; it raises nothing, see `Facts.fault`."""
-    from PIL import Image, UnidentifiedImageError
-
     try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        return Facts(path, "image-missing", f"cannot be read ({error.strerror or error})")
+        data = file_content(path)
+    except DataError as error:
+        return Facts(path, "image-missing", _reason(path, error))
     digest = hashlib.sha1(data, usedforsecurity=False).digest()
     try:
-        with Image.open(path) as image:
-            size, mode = image.size, image.mode
-            orientation = image.getexif().get(_ORIENTATION, 1)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        known = not isinstance(error, UnidentifiedImageError)
-        reason = f"not a readable image ({error})" if known else "no image of a type that can be read"
-        reason = reason if data else "the file is empty"
-        return Facts(path, "image-unreadable", reason, digest=digest)
-    orientation = orientation if orientation in range(1, 9) else 1
-    deep = mode.startswith("I") or (data[:4] == b"\x89PNG" and data[24] == 16)
-    facts = Facts(path, size=size, orientation=orientation, mode=mode, deep=deep, digest=digest)
-    width, height = facts.upright
-    try:
-        pixels = read_image({"file_name": path, "height": height, "width": width})
+        header = image_header(path)
     except DataError as error:
-        reason = str(error).removeprefix(f"{path}: ").removesuffix("; repair or remove it")
+        return Facts(path, "image-unreadable", _reason(path, error), digest=digest)
+    deep = header.mode[0] in "IF" or (data[:4] == b"\x89PNG" and data[24] == 16)
+    size, orientation, mode = header.stored[::-1], header.orientation, header.mode
+    try:
+        pixels = read_pixels(path)
+        if header.progressive and lacks_detail(data):
+            raise DataError(f"{path}: truncated image (its detail is missing)")
+    except DataError as error:
+        reason = _reason(path, error)
         code = "image-truncated" if reason.startswith("truncated") else "image-unreadable"
         return Facts(path, code, reason, size=size, orientation=orientation, digest=digest)
+    height, width = header.size
     small = cv2.resize(pixels, (9 * 8, 8 * 8), interpolation=cv2.INTER_AREA)  # both grids below are made from this
     grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
     dhash = difference_hash(grey)
     thumb = cv2.resize(grey, (THUMB, THUMB), interpolation=cv2.INTER_AREA).tobytes()
     spread = float(np.std(pixels[:: max(1, height // 256), :: max(1, width // 256)].mean(2)))
     return Facts(path, "", "", size, orientation, mode, deep, digest, dhash, thumb, spread)
+
+
+def _reason(path: str, error: DataError) -> str:
+    return str(error).removeprefix(f"{path}: ").removesuffix("; repair or remove it")
 
 
 def difference_hash(grey: np.ndarray) -> int:
@@ -166,6 +163,7 @@ def check_images(source: Source, facts: dict[str, Facts], found: Findings) -> No
             text += "; width and height are swapped, or the image was turned" if turned else ""
             found.add("image-size", path, item, text, path)
         _check_form(source, record, fact, item, found)
+    _check_frames(source, facts, found)
 
 
 def _check_form(source: Source, record: dict, fact: Facts, item: str, found: Findings) -> None:
@@ -187,6 +185,17 @@ def _check_form(source: Source, record: dict, fact: Facts, item: str, found: Fin
         found.add("image-grey", path, item, text)
     if fact.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
         found.add("image-alpha", path, item, text)
+
+
+def _check_frames(source: Source, facts: dict[str, Facts], found: Findings) -> None:
+    turned = [i for i, r in enumerate(source.images) if r["file_name"] and facts[r["file_name"]].orientation >= 5]
+    for position in turned:
+        record = source.images[position]
+        fact, size = facts[record["file_name"]], (record["height"], record["width"])
+        if size[::-1] in (fact.size, fact.upright) and fits_turned(size, source.boxes[source.image == position]):
+            header = Header("", fact.mode, fact.size[::-1], fact.orientation, False)
+            told = f"{wrong_frame(size, header)} ({source.role}, {source.file})"
+            found.add("image-exif-boxes", record["file_name"], image_item(record), told, record["file_name"])
 
 
 def _size(size: tuple[int, int]) -> str:

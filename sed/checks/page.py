@@ -14,6 +14,8 @@ import numpy as np
 
 from sed.checks.check import Report
 from sed.checks.findings import ERROR, NOTE, SEVERITIES, WARNING, Finding
+from sed.data.errors import DataError
+from sed.data.images import read_pixels
 from sed.evaluation.page import STYLE
 from sed.evaluation.visualize import contact_sheet, draw_boxes
 
@@ -148,12 +150,15 @@ def _pictures(report: Report) -> str:
 
 def _draw(finding: Finding, code: str) -> Iterable[tuple[np.ndarray, str]]:
     for path, caption in ((finding.image, code), (finding.other, "the other")):
-        image = cv2.imread(path, cv2.IMREAD_COLOR) if path else None
-        if image is None:
+        if not path:
+            continue
+        try:
+            image = read_pixels(path)
+        except DataError:  # a finding says so
             continue
         caption = f"{caption}: {os.path.basename(path)}"
         boxes = [finding.box] if finding.box and path == finding.image else []
-        yield _framed(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), boxes), caption
+        yield _framed(image, boxes), caption
 
 
 def _framed(image: np.ndarray, boxes: Sequence[tuple[float, ...]]) -> np.ndarray:

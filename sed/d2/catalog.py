@@ -26,6 +26,7 @@ from detectron2.structures import BoxMode
 from sed.data.catalog import known_names, load_dataset
 from sed.data.errors import DataError
 from sed.data.files import read_file
+from sed.data.frames import check_frame
 from sed.data.layouts import split_of
 from sed.data.packing import without_gc
 from sed.data.records import XYWH_ABS, Dataset, Record, check_same_classes, image_record, join
@@ -247,6 +248,7 @@ def _add_annotations(name: str, records: Sequence[Record], rows: Iterable[Mappin
         if "annotations" not in row:
             raise DataError(f"{name}: {record['file_name']} has no annotations; name the set in DATASETS.UNLABELED")
         record["annotations"] = []
+        boxes = []
         for item in row["annotations"]:
             counts["segmentation"] += "segmentation" in item
             counts["keypoints"] += "keypoints" in item
@@ -254,7 +256,8 @@ def _add_annotations(name: str, records: Sequence[Record], rows: Iterable[Mappin
             category = item.get("category_id")
             if not isinstance(category, (int, np.integer)) or not 0 <= category < classes:
                 raise DataError(f"{where} has category_id {category!r}; expected 0 to {classes - 1}")
-            box = _clipped(_xywh(item, where), record)
+            boxes.append(_xywh(item, where))
+            box = _clipped(boxes[-1], record)
             if box is None:
                 counts["no box"] += 1
                 continue
@@ -264,6 +267,7 @@ def _add_annotations(name: str, records: Sequence[Record], rows: Iterable[Mappin
             record["annotations"].append(
                 {"bbox": box, "bbox_mode": XYWH_ABS, "category_id": int(category), "iscrowd": crowd, "area": area}
             )
+        check_frame(name, record, boxes)
     if counts["segmentation"] or counts["keypoints"]:
         left = "%s: only boxes are used; left out %d segmentations and %d sets of keypoints"
         log.info(left, name, counts["segmentation"], counts["keypoints"])

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper
 from detectron2.data.samplers import RandomSubsetTrainingSampler, RepeatFactorTrainingSampler, TrainingSampler
 from detectron2.utils import comm
 
@@ -25,7 +24,7 @@ from sed.config import ConfigError
 from sed.core.structures import LabeledBatch, UnlabeledBatch
 from sed.d2.catalog import align, dataset_of, datasets_of, evaluable
 from sed.d2.config import num_classes
-from sed.d2.mapper import CHANNELS, ViewMapper
+from sed.d2.mapper import CHANNELS, ImageMapper, ViewMapper
 from sed.data.loaders import Order, Stream
 from sed.data.mapper import LABELED
 from sed.data.partition import Data, check_num_classes
@@ -163,12 +162,12 @@ def open_streams(cfg: CfgNode, data: Data, multiple: int, mapper: DatasetMapping
     )
 
 
-def default_mapper(cfg: CfgNode) -> DatasetMapper:
-    """Detectron2's own mapper for training, with its augmentations of `cfg.INPUT`; of boxes only."""
+def default_mapper(cfg: CfgNode) -> ImageMapper:
+    """Detectron2's own mapper for training, with its augmentations of `cfg.INPUT`; of boxes only, see `ImageMapper`."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.MASK_ON = cfg.MODEL.KEYPOINT_ON = cfg.MODEL.LOAD_PROPOSALS = False  # records hold boxes only
-    return DatasetMapper(cfg, is_train=True)
+    return ImageMapper(cfg, is_train=True)
 
 
 def _order(cfg: CfgNode, run_seed: int, records: Sequence[Record], stream: int) -> Order:

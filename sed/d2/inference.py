@@ -21,7 +21,8 @@ from sed.core.structures import LabeledBatch
 from sed.d2.catalog import datasets_of
 from sed.d2.checkpoint import load_weights
 from sed.d2.data import build_test_sets, open_streams, read_data
-from sed.data.mapper import ImageInfo, read_image, to_tensor
+from sed.data.images import read_image
+from sed.data.mapper import ImageInfo, to_tensor
 from sed.data.records import Dataset, Record, join
 from sed.detectors.base import Detector
 from sed.evaluation.pictures import Painter
@@ -60,7 +61,7 @@ class Resizer:
         """The resized image [3, h, w] uint8 RGB, nothing drawn at random.
 
         Raises:
-            DataError: as `sed.data.mapper.read_image`.
+            DataError: as `sed.data.images.read_image`.
         """
         image = read_image(record)
         size = (record["height"], record["width"])

@@ -7,13 +7,16 @@ around the call and put back after it, so that a sample depends on nothing else,
 from __future__ import annotations
 
 import contextlib
+import copy
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import detectron2.data.transforms as T
 import numpy as np
 import torch
+from detectron2.data import DatasetMapper
 from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.structures import Instances
 from torch import Tensor
@@ -22,10 +25,28 @@ from sed.core.structures import Targets
 from sed.data.augmentation import StrongAugmentation
 from sed.data.errors import DataError
 from sed.data.geometry import GeometricAugmentation
-from sed.data.mapper import LABELED, UNLABELED, check_file, to_tensor
+from sed.data.images import check_file, read_image
+from sed.data.mapper import LABELED, UNLABELED, to_tensor
 from sed.data.records import Record
 
 CHANNELS = {"RGB": slice(None), "BGR": [2, 1, 0]}  # INPUT.FORMAT -> the mapper's channels in the order of RGB
+
+
+class ImageMapper(DatasetMapper):
+    """Detectron2's mapper for training, with the pixels of `sed.data.images`: the frame that has the record's size."""
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """The record with its "image" and "instances".
+
+        Raises:
+            DataError: for an image that cannot be used.
+        """
+        sample = copy.deepcopy(dataset_dict)
+        given = T.AugInput(np.ascontiguousarray(read_image(sample)[:, :, CHANNELS[self.image_format]]))
+        transforms = self.augmentations(given)
+        sample["image"] = torch.as_tensor(np.ascontiguousarray(given.image.transpose(2, 0, 1)))
+        self._transform_annotations(sample, transforms, given.image.shape[:2])
+        return sample
 
 
 @dataclass(frozen=True)
@@ -81,7 +102,8 @@ class ViewMapper:
     def _weak(self, record: Record, stream: int, position: int) -> tuple[np.ndarray, dict[str, Any]]:
         """What the mapper makes of a record: pixels [h, w, 3] uint8 RGB, and all of it."""
         path = record["file_name"]
-        check_file(path)  # a mapper that reads with OpenCV would not notice the end missing
+        if not isinstance(self.mapper, ImageMapper):
+            check_file(path)  # a mapper that reads with OpenCV would not notice the end missing
         try:
             with drawing_from(self.seed, stream, position):
                 sample = self.mapper(dict(record))

@@ -17,6 +17,7 @@ from typing import Any
 from sed.data.coco_types import Fault, are_boxes, is_box, settle_types, shown
 from sed.data.errors import DataError
 from sed.data.files import read_file
+from sed.data.frames import check_frame
 from sed.data.locate import find_images
 from sed.data.packing import without_gc
 from sed.data.records import XYWH_ABS, Dataset, Record, image_record
@@ -192,7 +193,7 @@ def add_annotations(
         keep: further fields to copy.
 
     Raises:
-        DataError: where no usable box is left.
+        DataError: where no usable box is left, or boxes fit only the other frame of an image turned by EXIF.
     """
     odd: list[str] = []
     dropped: list[int] = []
@@ -202,6 +203,7 @@ def add_annotations(
     whole = are_boxes([a["bbox"] for annotations in by_image.values() for a in annotations])
     for record in records:
         record["annotations"] = []
+        fitting = len(dropped) + len(clipped)
         for a in by_image.get(record["image_id"], ()):
             if not (whole or is_box(a["bbox"])):
                 odd.append(f"annotation {a['id']}: bbox {shown(a['bbox'])}")
@@ -231,6 +233,8 @@ def add_annotations(
                     **{key: a[key] for key in keep},
                 }
             )
+        if len(dropped) + len(clipped) > fitting:
+            check_frame(path, record, [a["bbox"] for a in by_image[record["image_id"]] if is_box(a["bbox"])])
     parts = []
     if odd:
         parts.append(f"dropped {len(odd)} boxes that are not [x, y, width, height] in pixels ({odd[0]})")

@@ -1,4 +1,4 @@
-"""Reads the image of a record, checks it and makes the weak and the strong view, with its boxes.
+"""Reads the image of a record and makes the weak and the strong view, with its boxes.
 
 A sample depends only on the record and (seed, stream, position), not on the number of workers or on samples before it:
 its generator is `np.random.default_rng([seed, stream, position])`.
@@ -7,7 +7,6 @@ its generator is `np.random.default_rng([seed, stream, position])`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 import cv2
@@ -17,15 +16,11 @@ from torch import Tensor
 
 from sed.core.structures import Size, Targets
 from sed.data.augmentation import StrongAugmentation, flip, resize_shortest
-from sed.data.errors import DataError
 from sed.data.geometry import GeometricAugmentation
+from sed.data.images import read_image
 from sed.data.records import Record
 
 LABELED, UNLABELED = 0, 1  # stream ids
-_ENDINGS = {
-    b"\xff\xd8": b"\xff\xd9",
-    b"\x89P": b"IEND",
-}  # first bytes of JPEG, PNG -> what a whole file ends with
 
 
 class ImageInfo(NamedTuple):
@@ -97,69 +92,6 @@ class Mapper:
         if flipped:  # before the resize, which mostly enlarges: less to move
             image = flip(image)
         return resize_shortest(image, short, self.max_size), flipped
-
-
-def read_image(record: Record) -> np.ndarray:
-    """The record's pixels, [H, W, 3] uint8 RGB.
-
-    The EXIF orientation is applied, unless the record's size is that of the image without it.
-
-    Raises:
-        DataError: if the file is missing, truncated, no image, or of another size than the record's.
-    """
-    path = record["file_name"]
-    try:
-        data = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise DataError(f"{path}: image cannot be read ({error.strerror or error})") from None
-    _check_end(path, data[:2].tobytes(), data[-64:].tobytes())
-    wanted = (record["height"], record["width"])
-    image = _decode(path, data, cv2.IMREAD_COLOR)
-    if image.shape[:2] != wanted:
-        size, image = image.shape[:2], _decode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-        if image.shape[:2] != wanted:
-            raise DataError(
-                f"{path}: the image is {size[0]} x {size[1]} (height x width), its annotation file says "
-                f"{wanted[0]} x {wanted[1]}; its boxes would be wrong, correct one of them"
-            )
-    return image
-
-
-def _decode(path: str, data: np.ndarray, flags: int) -> np.ndarray:
-    image = cv2.imdecode(data, flags) if data.size else None
-    if image is None:
-        raise DataError(f"{path}: not a readable image; repair or remove it")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
-
-
-def check_file(path: str) -> None:
-    """Raise DataError if an image file is missing, empty, or a truncated JPEG or PNG; decodes doubtful files only."""
-    try:
-        with open(path, "rb") as stream:
-            head = stream.read(2)
-            stream.seek(max(0, stream.seek(0, 2) - 64))
-            tail = stream.read()
-    except OSError as error:
-        raise DataError(f"{path}: image cannot be read ({error.strerror or error})") from None
-    if not head:
-        raise DataError(f"{path}: not a readable image; repair or remove it")
-    _check_end(path, head, tail)
-
-
-def _check_end(path: str, head: bytes, tail: bytes) -> None:
-    if head in _ENDINGS and _ENDINGS[head] not in tail:
-        _check_whole(path)
-
-
-def _check_whole(path: str) -> None:
-    """OpenCV fills the rest of a truncated file with grey without an error; Pillow raises one."""
-    from PIL import Image
-
-    try:
-        with Image.open(Path(path)) as image:
-            image.load()
-    except (OSError, SyntaxError) as error:  # Pillow's PNG reader reports a broken chunk as SyntaxError
-        raise DataError(f"{path}: truncated or damaged image ({error}); repair or remove it") from None
 
 
 def _targets(record: Record, size: Size, flipped: bool) -> Targets:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from sed.data.errors import DataError
-from sed.data.mapper import check_file, read_image
+from sed.data.images import check_file, read_image
 from sed.data.packing import pack, without_gc
 from sed.data.records import (
     Dataset,

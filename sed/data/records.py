@@ -20,9 +20,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
-
 from sed.data.errors import DataError
+from sed.data.images import image_header
 
 Record = dict[str, Any]
 VALIDATION = "validation"
@@ -78,13 +77,7 @@ def image_record(path: str | Path, image_id: int | str) -> Record:
     Raises:
         DataError: for a file that is no readable image.
     """
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            if image.getexif().get(0x0112, 1) >= 5:  # EXIF orientation: rotated by 90 degrees
-                width, height = height, width
-    except (UnidentifiedImageError, OSError) as error:
-        raise DataError(f"{path}: not a readable image ({error}); repair or remove it") from None
+    height, width = image_header(path).size
     return {"file_name": str(path), "image_id": image_id, "height": height, "width": width}
 
 

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from sed.core.structures import Images, Size, Targets
-from sed.data.mapper import read_image
+from sed.data.images import read_image
 from sed.data.records import Record
 from sed.evaluation.visualize import PALETTE, draw_boxes
 

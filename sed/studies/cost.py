@@ -26,8 +26,9 @@ from sed.core.consistency import dense_consistency, region_consistency
 from sed.core.structures import DenseLevel, Images, LabeledBatch, RegionPrediction, Targets, UnlabeledBatch
 from sed.core.views import downscale
 from sed.data.augmentation import resize_shortest
+from sed.data.images import read_image
 from sed.data.loaders import start_worker
-from sed.data.mapper import Mapper, read_image
+from sed.data.mapper import Mapper
 from sed.detectors.build import DetectorSpec, build_detector
 from sed.methods.base import Method, Schedule
 from sed.methods.build import build_method

@@ -28,7 +28,7 @@ from sed.d2.catalog import align, dataset_of, datasets_of, evaluable
 from sed.d2.config import load_config
 from sed.data.catalog import load_dataset
 from sed.data.errors import DataError
-from sed.data.mapper import read_image
+from sed.data.images import read_image
 from sed.data.records import reorder
 from tests.data.conftest import Coco, write_image
 from tests.reference.formats import FORMATS

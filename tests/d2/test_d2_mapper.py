@@ -15,6 +15,7 @@ import torch
 from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
+from PIL import Image
 
 from sed.d2.config import load_config
 from sed.d2.data import default_mapper
@@ -229,7 +230,7 @@ def test_images_that_cannot_be_used(tmp_path) -> None:
     with pytest.raises(DataError, match=r"text\.jpg: not a readable image"):
         stock().labeled(make_record(tmp_path / "text.jpg"), 0)
     other = make_record(write_image(tmp_path / "other.jpg", 60, 101))
-    with pytest.raises(DataError, match=r"other\.jpg: .*got \(101, 60\), expect \(100, 60\)"):
+    with pytest.raises(DataError, match=r"other\.jpg: the image is 60 x 101 .* says 60 x 100"):
         stock().unlabeled(other, 0)
 
 
@@ -274,3 +275,16 @@ def test_augmentations_of_a_users_own(photo: dict) -> None:
     assert images[0].shape == (3, 40, 50)
     assert torch.equal(images[0], images[1])
     assert not torch.equal(images[0], images[2])
+
+
+def test_the_frame_that_the_json_says_and_deep_greys(tmp_path) -> None:
+    flat, turned = Image.open(write_image(tmp_path / "flat.png", 60, 100)), Image.Exif()
+    turned[0x0112] = 6
+    flat.save(tmp_path / "turned.png", exif=turned)
+    deep = np.tile(np.linspace(0, 4095, 100, dtype=np.uint16), (60, 1))  # 12 bits
+    cv2.imwrite(str(tmp_path / "deep.png"), deep)
+    views = stock("INPUT.MIN_SIZE_TRAIN", "(60,)", "INPUT.RANDOM_FLIP", "none")
+    for name in ("flat", "turned"):
+        weak, _ = views.unlabeled(make_record(tmp_path / f"{name}.png"), 0)
+        assert np.array_equal(weak.permute(1, 2, 0), np.asarray(flat))
+    assert views.unlabeled(make_record(tmp_path / "deep.png"), 0)[0].max() == 255

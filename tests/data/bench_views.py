@@ -10,8 +10,9 @@ import cv2
 import numpy as np
 
 from sed.data.augmentation import resize_shortest
+from sed.data.images import read_image
 from sed.data.loaders import start_worker
-from sed.data.mapper import UNLABELED, Mapper, read_image
+from sed.data.mapper import UNLABELED, Mapper
 
 
 def make_photos(folder: Path, count: int, seed: int = 0) -> list[dict]:

@@ -255,7 +255,7 @@ def test_a_file_that_is_gone_or_empty_is_a_fact(tmp_path):
     assert examine(str(tmp_path / "x.jpg")).fault == "image-missing"
     (tmp_path / "y.png").touch()
     fact = examine(str(tmp_path / "y.png"))
-    assert (fact.fault, fact.reason) == ("image-unreadable", "the file is empty")
+    assert (fact.fault, fact.reason) == ("image-unreadable", "not a readable image (the file is empty)")
 
 
 @pytest.mark.parametrize("old_numpy", [False, True])

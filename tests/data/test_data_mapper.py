@@ -11,7 +11,8 @@ import torch
 
 from sed.data.augmentation import StrongAugmentation
 from sed.data.errors import DataError
-from sed.data.mapper import LABELED, Mapper, check_file, read_image
+from sed.data.images import check_file, read_image
+from sed.data.mapper import LABELED, Mapper
 
 
 def make_record(path: Path, height: int, width: int, boxes: list | None = None, crowd: int = 0) -> dict:
@@ -142,7 +143,7 @@ def test_missing_image(tmp_path) -> None:
 @pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "webp"])
 def test_a_whole_file_is_not_decoded_to_check_it(tmp_path, make_image, monkeypatch, suffix: str) -> None:
     path = make_image(tmp_path / f"whole.{suffix}", 60, 100)
-    monkeypatch.setattr("sed.data.mapper._check_whole", lambda path: pytest.fail("decoded"))
+    monkeypatch.setattr("sed.data.images._by_pillow", lambda *_: pytest.fail("decoded"))
     check_file(str(path))
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from sed.data.catalog import load_dataset
+from sed.data.images import read_image
 from sed.data.loaders import Stream, collate_labeled, collate_unlabeled
-from sed.data.mapper import LABELED, UNLABELED, Mapper, read_image
+from sed.data.mapper import LABELED, UNLABELED, Mapper
 from sed.data.records import check_disjoint, check_same_classes
 from sed.data.splits import split
 

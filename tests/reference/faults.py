@@ -266,10 +266,11 @@ def _(d):
     return "54.jpg", "image 54 "
 
 
-def _exif_fault(code: str, number: int, orientation: int) -> None:
-    @fault(code)
+def _exif_fault(code: str, number: int, orientation: int, y: int = 10, *also: str) -> None:
+    @fault(code, *also)
     def _(d):
         d.bare(number)
+        d.train["annotations"][-1]["bbox"][1] = y
         exif = Image.Exif()
         exif[0x0112] = orientation
         with Image.open(d.folder / f"{number}.jpg") as image:
@@ -279,6 +280,7 @@ def _exif_fault(code: str, number: int, orientation: int) -> None:
 
 _exif_fault("image-exif-unclear", 55, 3)
 _exif_fault("image-exif", 56, 6)
+_exif_fault("image-exif-boxes", 66, 6, 80, "box-sticks-out", "image-exif")
 
 
 def _png_fault(code: str, number: int, make: Callable[[np.ndarray], np.ndarray], *also: str) -> None:
