@@ -88,19 +88,19 @@ def harmless(path, old, new):
 def look(load, content, path, place, value):
     """Write the tampered file and load it; the message, or "" where it was loaded."""
     torch.save(changed(content, place, value), path)
+    told = ""
     try:
         load()
     except CheckpointError as error:
         told = str(error)
+    torch.save(content, path)
+    if told:
         assert told.startswith(str(path))
         assert len(told) < 700
         assert "\n" not in told
         assert "delete" not in told
         assert any(str(key) in told for key in (*place, "not a checkpoint")), told
-        return told
-    finally:
-        torch.save(content, path)
-    return ""
+    return told
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_every_field_on_the_native_engine(native):
 
 def test_flipped_bits(native):
     """A checkpoint with a flipped bit is refused, or the bit was none of its content."""
-    folder, path, content = native
+    _, path, content = native
     whole = path.read_bytes()
     generator = random.Random(2)
     refused = 0
@@ -138,8 +138,7 @@ def test_flipped_bits(native):
         path.write_bytes(whole[:where] + bytes([whole[where] ^ (1 << generator.randrange(8))]) + whole[where + 1 :])
         try:
             same(read(path), content)
-        except CheckpointError as error:
-            assert str(error).startswith(f"{path}: ")
+        except CheckpointError:
             refused += 1
     path.write_bytes(whole)
     assert refused > 20
