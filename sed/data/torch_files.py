@@ -66,7 +66,9 @@ def read_torch(path: str | Path) -> Any:
             raise TorchFileError(
                 f"{path}: refused, it would run {code[1]}{hint}; expected tensors and numbers alone (a state_dict)"
             ) from None
-        reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:200]
+        first = next(iter(str(error).splitlines()), "")
+        advice = isinstance(error, pickle.UnpicklingError)  # torch's, to run the code that is in it
+        reason = type(error).__name__ if advice else f"{type(error).__name__}: {first}"[:200]
         raise TorchFileError(f"{path}: cannot be read; it seems to be {kind_of(path)} ({reason})") from None
 
 
@@ -124,4 +126,6 @@ def kind_of(path: str | Path) -> str:
         return "unreadable"
     if not begin:
         return "empty"
+    if begin.startswith(b"\x80") and Path(path).suffix == ".pkl":
+        return "a pickle, as those of Detectron2's model zoo (ENGINE detectron2 reads those), or one cut off"
     return next((kind for magic, kind in _KINDS if begin.startswith(magic)), "no file of torch")

@@ -41,6 +41,29 @@ def test_a_bare_state_dict_is_one_too(tmp_path, squares):
     assert all(torch.equal(start(cfg)[1][name], value) for name, value in state.items())
 
 
+@pytest.mark.parametrize("key", ["state_dict", "model", ""])
+def test_forms_of_other_tools_load_as_on_the_native_engine(tmp_path, squares, key):
+    cfg = tiny_config(squares, tmp_path, MODEL__WEIGHTS=tmp_path / "w.pth")
+    state = stock_weights(cfg, tmp_path / "plain.pth")
+    named = {f"module.{name}": value for name, value in state.items()}
+    torch.save({key: named, "epoch": 3} if key else named, tmp_path / "w.pth")
+    assert all(torch.equal(start(cfg)[0][name], value) for name, value in state.items())
+    first = next(name for name, value in state.items() if value.is_floating_point())
+    for odd, message in ((state[first].long(), "is torch.int64"), (state[first].to_sparse(), "is sparse, quantised")):
+        torch.save({"model": {**state, first: odd}}, tmp_path / "w.pth")
+        with pytest.raises((WeightsError, CheckpointError), match=rf"w\.pth: {first} {message}"):
+            start(cfg)
+
+
+def test_folders_and_cut_pickles_are_told(tmp_path, squares):
+    cfg = tiny_config(squares, tmp_path)
+    with pytest.raises(CheckpointError, match="a folder; expected a file of weights"):
+        load_weights(build_model(cfg), str(tmp_path), cfg)
+    (tmp_path / "cut.pkl").write_bytes(pickle.dumps({"model": {"a": np.ones(50)}})[:80])
+    with pytest.raises(CheckpointError, match=r"cut\.pkl: cannot be read; it seems to be a pickle"):
+        load_weights(build_model(cfg), str(tmp_path / "cut.pkl"), cfg)
+
+
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_a_model_zoo_pickle_starts_both(tmp_path, squares, protocol):
     """Arrays by name, with Detectron2's author key; ImageNet files hold the backbone alone, in their own names."""

@@ -88,19 +88,19 @@ def harmless(path, old, new):
 def look(load, content, path, place, value):
     """Write the tampered file and load it; the message, or "" where it was loaded."""
     torch.save(changed(content, place, value), path)
+    told = ""
     try:
         load()
     except CheckpointError as error:
         told = str(error)
+    torch.save(content, path)
+    if told:
         assert told.startswith(str(path))
         assert len(told) < 700
         assert "\n" not in told
         assert "delete" not in told
         assert any(str(key) in told for key in (*place, "not a checkpoint")), told
-        return told
-    finally:
-        torch.save(content, path)
-    return ""
+    return told
 
 
 @pytest.fixture(scope="module")
@@ -139,10 +139,8 @@ def test_flipped_bits(native):
         told = ""
         try:
             same(read(path), content)
-        except CheckpointError as error:
-            told = str(error)
-        assert not told or told.startswith(f"{path}: ")
-        refused += bool(told)
+        except CheckpointError:
+            refused += 1
     path.write_bytes(whole)
     assert refused > 20
 

@@ -13,6 +13,7 @@ from sed.cli import engines
 from sed.data.coco import load_coco
 from sed.data.records import image_record
 from sed.evaluation.files import find_images, number_images
+from sed.evaluation.result_files import Rows
 from tools import predict
 
 CONFIG = "configs/quickstart.yaml"
@@ -113,6 +114,42 @@ def test_bad_input_is_one_clear_line(run, photos, tmp_path, opts):
         predict.main(["--config-file", "lost.yaml", *words[2:]])
     with pytest.raises(SystemExit, match=r"lost\.pth: (no such file|cannot be had)"):
         predict.main([*words[:2], "--weights", "lost.pth", *words[2:]])
+
+
+def test_an_end_half_way_loses_nothing(run, photos, tmp_path, monkeypatch):
+    whole = run(inputs=[photos])
+    written, add = [], Rows.add
+
+    def second_fails(rows, found):
+        if written:
+            raise KeyboardInterrupt
+        add(rows, found)
+        written.append(rows.count)
+
+    monkeypatch.setattr(Rows, "add", second_fails)
+    (tmp_path / "out" / "found.json").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        run(inputs=[photos])
+    kept = [json.loads(line) for line in (tmp_path / "out" / "found.json.part.jsonl").read_text().splitlines()]
+    assert kept == whole[: written[0]]
+    assert not (tmp_path / "out" / "found.json").exists()
+    monkeypatch.undo()
+    assert run(inputs=[photos]) == whole
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["found.json"]
+
+
+def test_an_output_that_cannot_be_is_told_before_the_work(run, photos, tmp_path, opts, weights, monkeypatch):
+    monkeypatch.setattr(predict, "detect_all", None)
+    words = ["--config-file", CONFIG, "--weights", weights, "--input", str(photos)]
+    (tmp_path / "file").touch()
+    for output, message in (
+        (tmp_path, "expected the path of a file to write, this is a folder"),
+        ("/dev/full", "expected the path of a file to write, this is no regular file"),
+        (tmp_path / "file" / "x.json", "expected a folder to write to"),
+        ("/proc/x/p.json", "cannot be written to"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            predict.main([*words, "--output", str(output), *opts])
 
 
 def test_files_are_found_once_below_a_common_folder(photos):
