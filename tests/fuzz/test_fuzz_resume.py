@@ -136,7 +136,6 @@ def test_flipped_bits(native):
     for _ in range(300 if ALL else 60):
         where = generator.randrange(len(whole))
         path.write_bytes(whole[:where] + bytes([whole[where] ^ (1 << generator.randrange(8))]) + whole[where + 1 :])
-        told = ""
         try:
             same(read(path), content)
         except CheckpointError:
