@@ -171,7 +171,7 @@ def check_optimizer(field: Field, optimizer: torch.optim.Optimizer) -> None:
             if name == "step":
                 if not isinstance(value.value, (int, float)):
                     value.tensor(())
-                if not 0 <= float(value.value) <= LARGEST:
+                if isinstance(value.value, bool) or not 0 <= float(value.value) <= LARGEST:
                     raise value.wrong("a number of steps")
             elif value.value is not None or name != "momentum_buffer":
                 tensor = value.tensor(tuple(parameters[number].shape))

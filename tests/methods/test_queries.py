@@ -227,9 +227,9 @@ def test_a_scale_equivariant_detector_has_no_scale_loss(softmax, options, s):
     options = SEDOptions(lambda_distill=0.0, max_scale=s, **options)
     method = make_method(options, softmax=softmax, apart=False)
     losses = run(method, step)
-    assert {losses[key].item() for key in SCALE} == {0.0}
+    assert max(abs(losses[key].item()) for key in SCALE) < 1e-9  # 0 but for the rounding of batched kernels
     sum(losses[key] for key in SCALE).backward()
-    assert all(torch.equal(p.grad, torch.zeros_like(p)) for p in method.student.parameters())
+    assert max(p.grad.abs().max().item() for p in method.student.parameters()) < 1e-6
     other = make_method(options, softmax=softmax, apart=False, equivariant=False)
     losses = run(other, step)
     assert all(losses[key].item() > 1e-6 for key in SCALE)
@@ -243,9 +243,9 @@ def test_distillation_is_zero_where_teacher_and_student_see_the_same(softmax):
     method = make_method(SEDOptions(lambda_scale=0.0), softmax=softmax, apart=False)
     batch = make_unlabeled()
     losses = run(method, unlabeled=dataclasses.replace(batch, strong=batch.weak))
-    assert {losses[key].item() for key in DISTILL} == {0.0}
+    assert max(abs(losses[key].item()) for key in DISTILL) < 1e-9
     sum(losses[key] for key in DISTILL).backward()
-    assert all(torch.equal(p.grad, torch.zeros_like(p)) for p in method.student.parameters())
+    assert max(p.grad.abs().max().item() for p in method.student.parameters()) < 1e-6
 
 
 @HEADS

@@ -26,8 +26,7 @@ class Fault:
 
 
 FAULTS: list[Fault] = []
-# What another category brings along
-CLASSES = ("num-classes", "classes-differ", "classes-missing", "category-unused", "class-rare")
+CLASSES = ("num-classes", "classes-differ", "classes-missing", "category-unused", "class-rare")  # of another category
 
 
 def fault(code: str, *also: str) -> Callable:
