@@ -55,10 +55,10 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         engine, cfg, weights = pick_trained(args.config_file, args.opts, args.weights)
-        root, files, ids = find_numbered(args.input, cfg.DATASETS.IMAGE_ROOT)
+        root, files, ids, sizes = find_numbered(args.input, cfg.DATASETS.IMAGE_ROOT)
         detector = engine.load_detector(cfg, weights)
         classes = read_classes(engine, cfg, detector)
-        images = ImageFiles(files, ids, engine.test_mapper(cfg), cfg.TEST.IMS_PER_BATCH, args.skip_unreadable)
+        images = ImageFiles(files, ids, engine.test_mapper(cfg), cfg.TEST.IMS_PER_BATCH, args.skip_unreadable, sizes)
         device = next(detector.parameters()).device
         with Rows(args.output) as rows, tqdm(total=len(files), unit="image") as bar:
             for batch in images:

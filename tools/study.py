@@ -17,6 +17,7 @@ import argparse
 import json
 import logging
 import sys
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> tuple[Study, dict]:
             runner.kept = {args.output / name: run for name, run in read_kept(args.kept).items()}
         plan.check(runner)
         try_folder(args.output, "--output")
-        check_sets(study, runner.config, read_set)
+        runner.before = partial(check_sets, study, runner.config, read_set)
         tuned = plan.tune(runner)
         chosen = choose(tuned)
         for name in plan.tuned:

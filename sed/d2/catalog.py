@@ -24,6 +24,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from sed.data.catalog import known_names, load_dataset
+from sed.data.coco import MIN_SIDE
 from sed.data.errors import DataError
 from sed.data.files import read_file
 from sed.data.frames import check_frame
@@ -33,7 +34,6 @@ from sed.data.records import XYWH_ABS, Dataset, Record, check_same_classes, imag
 from sed.data.voc import load_voc
 
 log = logging.getLogger(__name__)
-_MIN_SIDE = 0.01  # pixels; a box with a shorter side is none, as in `sed.data.coco`
 
 
 def datasets_of(sources: Sequence[str], image_root: str = "", labeled: bool = True) -> Dataset:
@@ -297,4 +297,4 @@ def _clipped(box: Sequence[float], record: Record) -> list[float] | None:
     x, y, w, h = box
     x0, y0 = max(x, 0), max(y, 0)
     x1, y1 = min(x + w, record["width"]), min(y + h, record["height"])
-    return [x0, y0, x1 - x0, y1 - y0] if min(x1 - x0, y1 - y0) >= _MIN_SIDE else None
+    return [x0, y0, x1 - x0, y1 - y0] if min(x1 - x0, y1 - y0) >= MIN_SIDE else None

@@ -70,18 +70,6 @@ def find_layout(folder: str | Path, split: str = "") -> Layout:
     return found[0]
 
 
-def splits_of(folder: str | Path) -> list[str]:
-    """The splits that a folder has, of `SPLITS`; only "train" where it does not tell them apart."""
-    there = []
-    for split in SPLITS:
-        try:
-            find_layout(folder, split)
-        except DataError:
-            continue
-        there.append(split)
-    return there or ["train"]
-
-
 def _yolo(top: Path, split: str) -> list[Layout]:
     description = find_yolo(top)
     if description is None:

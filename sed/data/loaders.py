@@ -277,7 +277,7 @@ def batch_loader(work: Dataset, batches: Any, num_workers: int) -> Iterator[Any]
     try:
         yield from read
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if not str(error).startswith("DataLoader worker"):  # an error of our own in a worker is told as it is
             raise
         raise DataError(
             f"a process that reads images died ({' '.join(str(error).split())}); where memory ran out, lower "

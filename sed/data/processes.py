@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import multiprocessing
+import multiprocessing.util  # its exit handler, registered before ours, runs after it
 import os
 import signal
 import sys

@@ -27,7 +27,7 @@ from sed.data.coco_types import MAX_SIDE, shown
 from sed.data.errors import DataError
 from sed.data.files import read_file
 from sed.data.folders import IMAGE_SUFFIXES
-from sed.data.records import Dataset, Record, image_record, strip_annotations
+from sed.data.records import Dataset, Record, image_record
 
 CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -83,7 +83,7 @@ def load_voc_folder(folder: str | Path, split: str = "", labeled: bool = True) -
         folder: with Annotations/*.xml, and the images in JPEGImages, images or the folder itself; or with xml files
             beside their images. Image and annotation have the same name before the dot.
         split: a file of ImageSets/Main without its ".txt"; "": all annotations.
-        labeled: False drops all objects.
+        labeled: False opens no annotation file; without a split these are all images.
 
     Returns:
         Records in the order of their ids, classes in the order of their names; each annotation also has "difficult".
@@ -106,14 +106,15 @@ def load_voc_folder(folder: str | Path, split: str = "", labeled: bool = True) -
             f"{home / missing[0]}.xml: there is no image of this name ({len(missing)} of {len(ids)} have none); looked "
             f"in {', '.join(map(str, roots))} for {', '.join(IMAGE_SUFFIXES)}"
         )
-    if not split and (alone := sorted(files.keys() - set(ids))):
+    if labeled and not split and (alone := sorted(files.keys() - set(ids))):
         log.warning("%s: %d images have no annotation file and are left out (%s)", folder, len(alone), alone[0])
+    if not labeled:
+        ids = ids if split else sorted(files)
+        return Dataset(f"{folder}:{split}" if split else str(folder), [image_record(files[i], i) for i in ids])
     rows = [(row, parse(row.annotation)) for row in (_Row(i, home / f"{i}.xml", files[i]) for i in ids)]
     names = {node.findtext("name", "").strip() for _, root in rows for node in root.findall("object")}
     classes = tuple(sorted(names - {""}))
     records = _labeled(listing, rows, classes)
-    if not labeled:
-        records = strip_annotations(records)
     return Dataset(f"{folder}:{split}" if split else str(folder), records, classes, tuple(range(len(classes))))
 
 

@@ -20,7 +20,9 @@ from typing import Any
 import yaml
 
 from sed.data.coco import add_annotations
+from sed.data.coco_types import shown
 from sed.data.errors import DataError
+from sed.data.files import read_file
 from sed.data.folders import IMAGE_SUFFIXES, list_images
 from sed.data.records import Dataset, Record, image_record
 
@@ -44,8 +46,8 @@ def load_yolo(source: str | Path, split: str = "train", labeled: bool = True) ->
 
     Args:
         source: a data.yaml, or a folder with one, or with `images`, `labels` and a classes.txt.
-        split: one of `SPLITS`; a folder without data.yaml is looked through whole for "train", and below
-            `images/<split>` else.
+        split: one of `SPLITS`; without a data.yaml it is in `images/<split>`, "train" where there is none also all of
+            `images`.
         labeled: False opens no label file.
 
     Returns:
@@ -63,7 +65,8 @@ def load_yolo(source: str | Path, split: str = "train", labeled: bool = True) ->
         )
     if description.suffix == ".txt" or description.name == "obj.names":
         classes, top = _class_lines(description), source
-        paths = list_images(top / "images" if split == "train" else top / "images" / split)
+        own = top / "images" / split
+        paths = list_images(own if own.is_dir() or split != "train" else top / "images")
     else:
         content = _read(description)
         classes = _class_names(description, content.get("names"))
@@ -77,20 +80,20 @@ def load_yolo(source: str | Path, split: str = "train", labeled: bool = True) ->
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+        content = yaml.safe_load(read_file(path).decode("utf-8-sig"))
     except (UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
         raise DataError(f"{path}: not a YAML file ({' '.join(str(error).split()) or 'nested too deep'})") from None
     if not isinstance(content, dict) or "names" not in content:
         raise DataError(f"{path}: not the data.yaml of a YOLO set: expected the keys names and train")
+    if "kpt_shape" in content:
+        raise DataError(f"{path}: it is of keypoints (kpt_shape); export boxes, lines of class cx cy w h")
     return content
 
 
 def _class_lines(path: Path) -> tuple[str, ...]:
     try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
+        names = [line.strip() for line in read_file(path).decode("utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
     while names and not names[-1]:
         names.pop()
@@ -106,10 +109,10 @@ def _class_names(path: Path, names: Any) -> tuple[str, ...]:
             )
         names = [value for _, value in sorted(names.items(), key=lambda item: int(item[0]))]
     if not isinstance(names, list) or not names:
-        raise DataError(f"{path}: names is {_short(names)}; expected the classes, a list or number: name")
+        raise DataError(f"{path}: names is {shown(names)}; expected the classes, a list or number: name")
     for number, name in enumerate(names):
         if isinstance(name, (dict, list, bool, type(None))) or not str(name).strip():
-            raise DataError(f"{path}: the name of class {number} is {_short(name)}; expected a text")
+            raise DataError(f"{path}: the name of class {number} is {shown(name)}; expected a text")
     texts = tuple(str(name).strip() for name in names)
     if len(set(texts)) < len(texts):
         twice = next(name for name in texts if texts.count(name) > 1)
@@ -128,7 +131,7 @@ def _images_of(path: Path, content: dict[str, Any], split: str) -> tuple[Path, l
     places = wanted if isinstance(wanted, list) else [wanted]
     if not all(isinstance(place, str) and place for place in places):
         raise DataError(
-            f"{path}: {split} is {_short(wanted)}; expected a folder, a list of images in a .txt, or several"
+            f"{path}: {split} is {shown(wanted)}; expected a folder, a list of images in a .txt, or several"
         )
     root = content.get("path")
     base = path.parent if not isinstance(root, str) else path.parent / os.path.expanduser(root)
@@ -163,8 +166,8 @@ def _locate(path: Path, base: Path, place: str, split: str) -> Path:
 def _listed(path: Path) -> list[Path]:
     """The images that a text file lists, relative to its folder or to where the command runs."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+        lines = [line.strip() for line in read_file(path).decode("utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
         raise DataError(f"{path}: no list of images ({error})") from None
     images = [next((p for p in (path.parent / line, Path(line)) if p.is_file()), path.parent / line) for line in lines]
     for number, image in enumerate(images, 1):
@@ -206,7 +209,13 @@ def _add_labels(description: Path, records: list[Record], classes: Sequence[str]
             f"{description}: none of its {len(records)} images has a label file; looked for {example} and so on"
         )
     alone = sorted({p for folder in {p.parent for p in present} for p in folder.glob("*.txt")} - present)
-    alone = [path for path in alone if path.name not in ("classes.txt", "notes.txt", "README.txt")]
+    pictured = {label_file(Path(r["file_name"])).parent: Path(r["file_name"]).parent for r in records}
+    alone = [
+        p
+        for p in alone
+        if p.name != "classes.txt"
+        and not any((pictured[p.parent] / p.stem).with_name(p.stem + end).is_file() for end in IMAGE_SUFFIXES)
+    ]
     parts = [f"{without} images have no label file and are background"] if without else []
     if alone:
         parts.append(f"{len(alone)} label files have no image and were left out ({alone[0].name})")
@@ -218,14 +227,14 @@ def _add_labels(description: Path, records: list[Record], classes: Sequence[str]
 def _objects(path: Path, record: Record, classes: int, description: Path) -> Iterator[dict[str, Any]]:
     """The objects of a label file as annotations [x, y, w, h] in pixels."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_file(path).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
         raise DataError(f"{path}: no label file ({error})") from None
     for number, line in enumerate(lines, 1):
         fields = line.split()
         if not fields:
             continue
-        where = f"{path}: line {number} ({_short(line)})"
+        where = f"{path}: line {number} ({shown(line)})"
         try:
             values = [float(field) for field in fields]
         except ValueError:
@@ -250,8 +259,3 @@ def _objects(path: Path, record: Record, classes: int, description: Path) -> Ite
             xs, ys = shares[::2], shares[1::2]
             box = [min(xs) * width, min(ys) * height, (max(xs) - min(xs)) * width, (max(ys) - min(ys)) * height]
         yield {"id": f"{path.name}, line {number}", "bbox": box, "category_id": int(values[0])}
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return repr(text if len(text) <= 60 else f"{text[:57]}...")

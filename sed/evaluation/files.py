@@ -11,7 +11,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from sed.core.structures import Images
+from sed.core.structures import Images, Size
 from sed.data.coco import load_coco
 from sed.data.errors import DataError
 from sed.data.folders import list_images
@@ -49,8 +49,12 @@ def find_images(inputs: Sequence[str]) -> tuple[Path, list[Path]]:
     return root, list(dict.fromkeys(files))
 
 
-def find_numbered(inputs: Sequence[str], image_root: str = "") -> tuple[Path, list[Path], list[int | str]]:
-    """(common folder, image files, their ids) of folders and files, see `find_images`; or of the images of one json.
+def find_numbered(
+    inputs: Sequence[str], image_root: str = ""
+) -> tuple[Path, list[Path], list[int | str], list[Size | None]]:
+    """(common folder, image files, their ids and sizes) of folders and files, see `find_images`, or of one json.
+
+    The size (height, width), which says in which frame an image turned by EXIF is, is the json's; None: the file's.
 
     Args:
         inputs: folders and image files, or one COCO json, whose annotations are not read.
@@ -62,12 +66,14 @@ def find_numbered(inputs: Sequence[str], image_root: str = "") -> tuple[Path, li
     jsons = [item for item in inputs if item.lower().endswith(".json") and not Path(item).is_dir()]
     if not jsons:
         root, files = find_images(inputs)
-        return root, files, list(number_images(files))
+        return root, files, list(number_images(files)), [None] * len(files)
     if len(inputs) > 1:
         raise DataError(f"{jsons[0]}: a json is given alone: the image ids of several inputs may collide")
     records = load_coco(jsons[0], image_root, labeled=False).records
     files = [Path(record["file_name"]) for record in records]
-    return Path(os.path.commonpath([file.parent for file in files])), files, [record["image_id"] for record in records]
+    root = Path(os.path.commonpath([os.path.abspath(file.parent) for file in files]))
+    ids, sizes = zip(*((record["image_id"], (record["height"], record["width"])) for record in records), strict=True)
+    return root, [file.absolute() for file in files], list(ids), list(sizes)
 
 
 def number_images(files: Sequence[Path]) -> list[int]:
@@ -90,6 +96,7 @@ class ImageFiles:
         mapper: reads and resizes.
         batch_size: images a batch.
         skip_unreadable: whether to leave out unreadable files instead of raising DataError.
+        sizes: (height, width) of the images, None: the file's; empty: of all.
         records: of all images in the batches so far.
         skipped: the error of each file that was left out.
     """
@@ -99,6 +106,7 @@ class ImageFiles:
     mapper: TestMapper
     batch_size: int
     skip_unreadable: bool = False
+    sizes: Sequence[Size | None] = ()
 
     def __post_init__(self) -> None:
         self.records: list[Record] = []
@@ -106,7 +114,7 @@ class ImageFiles:
 
     def __iter__(self) -> Iterator[tuple[Images, list[ImageInfo]]]:
         """Padded batches; the shape of `sed.data.loaders.test_loader`'s."""
-        jobs = list(zip(self.files, self.ids, strict=True))
+        jobs = list(zip(self.files, self.ids, self.sizes or [None] * len(self.files), strict=True))
         chunks = [jobs[i : i + self.batch_size] for i in range(0, len(jobs), self.batch_size)]
         with ThreadPoolExecutor(self.batch_size) as pool:
             coming = pool.map(self._read, chunks[0]) if chunks else iter(())
@@ -121,9 +129,12 @@ class ImageFiles:
                 if good:
                     yield collate_test([sample for _, sample in good])
 
-    def _read(self, job: tuple[Path, int | str]) -> tuple[Record, tuple[Tensor, ImageInfo]] | DataError:
+    def _read(self, job: tuple[Path, int | str, Size | None]) -> tuple[Record, tuple[Tensor, ImageInfo]] | DataError:
+        file, number, size = job
         try:
-            record = image_record(*job)
+            record = image_record(file, number)
+            if size == (record["width"], record["height"]):  # the frame as it is stored
+                record.update(height=size[0], width=size[1])
             return record, self.mapper.test(record)
         except DataError as error:
             return error

@@ -9,12 +9,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from sed.data.coco import MIN_SIDE
 from sed.data.errors import DataError
 from sed.data.files import replacing, try_file
 from sed.data.records import Dataset, Record
 
 log = logging.getLogger("predict")
-MIN_SIDE = 0.01  # pixels; a thinner box is no annotation
 
 
 class Rows:

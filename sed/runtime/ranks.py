@@ -80,8 +80,13 @@ def run_ranks(target: Callable[..., Any], count: int, args: tuple[Any, ...]) -> 
                 if rank.process.is_alive():
                     os.kill(rank.process.pid, getattr(stop, "number", signal.SIGINT))
             _wait(ranks, STOP_SECONDS)
+            failed = [
+                rank.error
+                for rank in ranks
+                if not (rank.error is None or isinstance(rank.error, Stopped) or is_silent(rank.error))
+            ]
             told = [rank.error for rank in ranks if isinstance(rank.error, Stopped)]
-            raise (told[0] if told else stop) from None
+            raise ([*failed, *told, stop])[0] from None
         failed = _first_failure(ranks)
     finally:
         for rank in ranks:

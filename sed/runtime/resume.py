@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -182,7 +183,10 @@ def check_optimizer(field: Field, optimizer: torch.optim.Optimizer) -> None:
 def check_scaler(field: Field, own: Mapping[str, Any]) -> None:
     """The state of a loss scaler, against its own; an unused one has none."""
     for key, value in own.items():
-        field[key].like(value)
+        if isinstance(value, float):  # the scale has no limit but its type's
+            field[key].number(0, sys.float_info.max)
+        else:
+            field[key].like(value)
 
 
 def check_window(field: Field) -> None:

@@ -1,7 +1,7 @@
 """How a run is stopped from outside: Ctrl-C (SIGINT) and SIGTERM end it at the end of a step, with a checkpoint.
 
-with catch_signals():               # the command
-with at_step_end():             # the training loop
+with catch_signals():  # the command
+with at_step_end():  # the training loop
 ...
 if asked():
 save()
@@ -66,7 +66,7 @@ def catch_signals(numbers: Sequence[signal.Signals] = SIGNALS) -> Iterator[None]
     finally:
         _Request.number = 0
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)  # None: set outside Python
 
 
 @contextmanager

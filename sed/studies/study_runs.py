@@ -118,6 +118,7 @@ class Runner:
         self.train, self.evaluate, self.jobs = train, evaluate, jobs
         self.train_flags: Words = ()  # of every training, such as --num-gpus 8
         self.kept: dict[Path, tuple[dict, Result]] = {}  # folder -> what a finished run was asked for, and its result
+        self.before: Callable[[], None] | None = None  # called once, before the first run that is not finished
         self._configs: dict[Words, dict[str, Any]] = {}
         self._defaults: dict[str, Any] = {}
         self._code = code_version()
@@ -130,9 +131,8 @@ class Runner:
         """Train and evaluate what is not finished; equal configs are one run. A failing run does not stop the others.
 
         Returns:
-            folder -> {"seconds_per_step": median of those after burn-in, "steps", "steps_after_burn_in", "code": see
-            `code_version`,
-            "teacher": {"full": metrics, "half": those of images of half the size, "sizes": {"96": metrics},
+            folder -> {"seconds_per_step": median of those after burn-in, "steps", "steps_after_burn_in", "code":
+            `code_version`, "teacher": {"full": metrics, "half": on half-size images, "sizes": {"96": metrics},
             "ensemble", "score_distance"}, "student": the same}.
 
         Raises:
@@ -151,6 +151,9 @@ class Runner:
             self._check(home)
             if (home.folder / RESULT).exists():
                 self.bar.total -= count
+        if self.before and not all((home.folder / RESULT).exists() for home, _ in homes):
+            self.before()
+            self.before = None
         homes.sort(key=lambda row: row[0].baseline is not None)  # baselines first; else as they were given
         with ThreadPoolExecutor(self.jobs) as pool:
             try:

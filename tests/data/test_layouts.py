@@ -11,7 +11,7 @@ from sed.checks.check import check_data
 from sed.checks.findings import ERROR
 from sed.data.catalog import load_dataset
 from sed.data.errors import DataError
-from sed.data.layouts import find_layout, split_of, splits_of
+from sed.data.layouts import find_layout, split_of
 from tests.reference.formats import FORMATS, cvat, roboflow, voc, yolo
 from tests.reference.small_data import SETUP, Small
 
@@ -89,11 +89,10 @@ def test_no_annotations(tmp_path):
 
 def test_splits_of_a_folder(made, tmp_path):
     cvat(made, tmp_path / "one")
-    assert splits_of(tmp_path / "one") == ["train"]
+    assert find_layout(tmp_path / "one").path.name == "instances_default.json"
     roboflow(made, tmp_path / "three")
     (tmp_path / "three" / "train").rename(tmp_path / "three" / "valid")
     roboflow(made, tmp_path / "three")
-    assert splits_of(tmp_path / "three") == ["train", "val"]
     assert len(load_dataset(f"{tmp_path}/three:val")) == len(made)
     folder = tmp_path / "coco" / "annotations"
     folder.mkdir(parents=True)
@@ -158,3 +157,15 @@ def test_the_check_names_the_line_that_training_refuses(made, tmp_path):
         load_dataset(str(tmp_path / "export"))
     assert str(error.value).startswith(f"{label}: line 1 ('0 64 48 32 48'): ")
     assert str(error.value) in told
+
+
+def test_unlabelled_voc_needs_no_annotation(made, tmp_path):
+    voc(made, tmp_path)
+    for path in (tmp_path / "Annotations").iterdir():
+        path.write_text("no annotation")
+    lists = tmp_path / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    (lists / "test.txt").write_text("1\n2\n")
+    data = load_dataset(f"{tmp_path}:test", labeled=False)
+    assert [r["image_id"] for r in data.records] == ["1", "2"]
+    assert all("annotations" not in r for r in data.records)

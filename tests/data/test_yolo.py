@@ -59,7 +59,7 @@ def test_without_labels_no_label_file_is_opened(folder):
 def test_folder_with_a_class_list(folder):
     (folder / "data.yaml").unlink()
     (folder / "classes.txt").write_text("cat\ndog\n\n")
-    assert [len(r["annotations"]) for r in load_dataset(str(folder)).records] == [2, 0, 1]
+    assert [len(r["annotations"]) for r in load_dataset(str(folder)).records] == [2, 0]
     assert len(load_dataset(f"{folder}:val")) == 1
 
 
@@ -124,9 +124,9 @@ def test_a_line_that_is_none(folder, line, told):
     [
         ("names: {0: cat, 2: dog}", "names has the numbers [0, 2]; expected 0 to 1"),
         ("names: cat", "names is 'cat'; expected the classes"),
-        ("names: []", "names is '[]'"),
+        ("names: []", "names is []; expected"),
         ("names: [cat, cat]", "the class 'cat' occurs twice"),
-        ("names: [cat, null]", "the name of class 1 is 'None'"),
+        ("names: [cat, null]", "the name of class 1 is None; expected"),
         ("nc: 2", "expected the keys names and train"),
         ("names: [cat", "not a YAML file"),
     ],
@@ -144,3 +144,26 @@ def test_no_label_file_at_all(folder):
         path.unlink()
     with pytest.raises(DataError, match=r"none of its 2 images has a label file; looked for .*labels/train/a\.txt"):
         load_yolo(folder)
+
+
+def test_the_training_images_are_those_of_their_folder(folder):
+    (folder / "data.yaml").unlink()
+    (folder / "classes.txt").write_text("\ufeffcat\ndog\n", encoding="utf-8")
+    train, val = (load_dataset(f"{folder}{split}") for split in ("", ":val"))
+    assert train.classes == ("cat", "dog")
+    assert [len(train), len(val)] == [2, 1]
+
+
+def test_keypoints_are_refused(folder):
+    (folder / "data.yaml").write_text(YAML + "kpt_shape: [3, 2]\n")
+    with pytest.raises(DataError, match=r"data\.yaml: it is of keypoints \(kpt_shape\); export boxes"):
+        load_yolo(folder)
+
+
+def test_labels_of_another_list_are_not_alone(folder, caplog):
+    for name, split in (("b", "train"), ("a", "val")):
+        (folder / f"{split}.txt").write_text(f"images/train/{name}.jpg\n")
+    (folder / "data.yaml").write_text("train: val.txt\nnames: [cat, dog]\n")
+    with caplog.at_level(logging.WARNING):
+        assert len(load_yolo(folder)) == 1
+    assert "have no image" not in caplog.text
