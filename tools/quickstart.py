@@ -13,6 +13,7 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from fvcore.common.config import CfgNode
@@ -23,22 +24,19 @@ from sed.config import ConfigError, load_config
 from sed.data.catalog import data_root, load_dataset
 from sed.data.digits import ensure_digits
 from sed.data.errors import DataError
-from sed.data.records import Dataset
-from sed.engine import build, checkpoint
-from sed.evaluation.bootstrap import Difference, compare
-from sed.evaluation.coco import detect_all, format_table, score
-from sed.evaluation.pictures import draw_found, draw_truth
-from sed.evaluation.visualize import contact_sheet
-from sed.runtime.checkpoint_files import CheckpointError, checkpoint_path
-from sed.studies.report import RunResults, better_model, read_run, table_rows, verdict, write_report, write_results
+from sed.evaluation.bootstrap import Difference
+from sed.evaluation.coco import format_table
+from sed.runtime.checkpoint_files import CheckpointError
+from sed.studies.report import table_rows, verdict, write_report
+from sed.studies.run_results import read_run, write_results
 from sed.studies.side_by_side import Arm, ArmError, run_side_by_side
+from sed.studies.two_runs import Pair, evaluate_last
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "configs/quickstart.yaml"
 TEST_SET = "digits_test"
 ARMS = {"supervised": "Supervised baseline", "sed_plus": "SED plus"}  # SEMI.METHOD -> name on the page
 THREADS = 1  # of each arm
-SHOWN, SHOWN_SCORE, CELL = 8, 0.5, 256  # the first images of the test set; detections from this score on
 STAMP = ".quickstart"  # marks a folder that may be overwritten
 
 
@@ -66,16 +64,16 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"Evaluating the last weights of both on {TEST_SET}", flush=True)
         test, found = load_dataset(TEST_SET), {}
         for (method, arm), spent in zip(arms.items(), seconds, strict=True):
-            scores, found[method] = evaluate(cfg, arm.folder, test)
+            scores, found[method] = evaluate_last(cfg, arm.folder, test)
             line = f"OMP_NUM_THREADS={THREADS} python {shlex.join(arm.command[1:])}"
             write_results(arm.folder, scores, dataset=TEST_SET, command=line, seconds=spent)
     except (ArmError, CheckpointError, ConfigError, DataError) as error:
         sys.exit(f"error: {error}")
     baseline, treated = (read_run(arm.folder, arm.label) for arm in arms.values())
-    before, after = found["supervised"][better_model(baseline)], found["sed_plus"]["teacher"]
-    difference = compare(before, after, test)["AP"]
-    report(place / "report.html", baseline, treated, test, found, args.opts, difference)
-    print(f"\n{format_table(table_rows(baseline, treated))}\n\n{verdict(baseline, treated, difference)}\n")
+    pair = Pair(baseline, treated, (found["supervised"], found["sed_plus"]), test)
+    differences = pair.differences()
+    report(place / "report.html", pair, args.opts, differences)
+    print(f"\n{format_table(table_rows(baseline, treated))}\n\n{verdict(baseline, treated, *differences)}\n")
     print(f"Report: {place}/report.html")
 
 
@@ -100,45 +98,17 @@ def make_arm(method: str, place: Path, opts: list[str], cfg: CfgNode) -> Arm:
     return Arm(ARMS[method], [sys.executable, *words], folder, steps, alone)
 
 
-def evaluate(cfg: CfgNode, folder: Path, test: Dataset) -> tuple[dict[str, dict[str, float]], dict[str, list[dict]]]:
-    """Scores and detections of a run's last student and teacher."""
-    device, scores, found = build.resolve_device(cfg.MODEL.DEVICE), {}, {}
-    for which in ("student", "teacher"):
-        detector = build.build_student(cfg, "")
-        checkpoint.load_weights(detector, checkpoint_path(folder, cfg.SOLVER.MAX_ITER), which)
-        batches = build.batches_of(cfg, test, detector.size_divisibility)()
-        found[which] = detect_all(detector.to(device), batches, device)
-        scores[which] = score(found[which], test)
-    return scores, found
-
-
-def report(
-    path: Path,
-    baseline: RunResults,
-    treated: RunResults,
-    test: Dataset,
-    found: dict[str, dict[str, list]],
-    opts: list[str],
-    difference: Difference,
-) -> None:
+def report(path: Path, pair: Pair, opts: list[str], differences: tuple[Difference, Mapping[str, Difference]]) -> None:
     """Write the page with the first test images."""
-    rows = [
-        [(draw_truth(record, test.classes, CELL), "ground truth")]
-        + [
-            (draw_found(record, rows["teacher"], test.classes, SHOWN_SCORE, CELL), run.label)
-            for run, rows in zip((baseline, treated), found.values(), strict=True)
-        ]
-        for record in test.records[:SHOWN]
-    ]
     write_report(
         path,
-        baseline,
-        treated,
+        pair.baseline,
+        pair.treated,
         title="Do unlabelled images make the detector better?",
-        sheet=contact_sheet(rows, CELL),
-        sheet_caption=f"The first {SHOWN} images of {TEST_SET}, not selected. Detections of the EMA teachers "
-        f"with a score of at least {SHOWN_SCORE}; a colour is a class.",
-        difference=difference,
+        sheet=pair.sheet(),
+        sheet_caption=pair.caption(TEST_SET),
+        difference=differences[0],
+        by_class=differences[1],
         commands=[shlex.join(["python", "tools/quickstart.py", *opts]) + "   # runs both of the following"],
     )
 

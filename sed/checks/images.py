@@ -17,6 +17,7 @@ from sed.checks.findings import Findings
 from sed.checks.json_files import UNLABELLED, Source, image_item
 from sed.data.errors import DataError
 from sed.data.frames import fits_turned, wrong_frame
+from sed.data.hashes import difference_hash
 from sed.data.images import Header, file_content, image_header, lacks_detail, read_pixels
 
 SMALL = 32  # pixels of the shorter side under which an image is "very small"
@@ -94,15 +95,6 @@ def examine(path: str) -> Facts:
 
 def _reason(path: str, error: DataError) -> str:
     return str(error).removeprefix(f"{path}: ").removesuffix("; repair or remove it")
-
-
-def difference_hash(grey: np.ndarray) -> int:
-    """64-bit dHash of a grey image [H, W]: is each of 8 x 8 fields darker than its right neighbour?
-
-    Stays the same, or nearly so, when an image is resized, compressed again or made brighter.
-    """
-    fields = cv2.resize(grey, (9, 8), interpolation=cv2.INTER_AREA).astype(np.int16)
-    return int.from_bytes(np.packbits(fields[:, :-1] < fields[:, 1:]).tobytes(), "big")
 
 
 def examine_files(

@@ -7,16 +7,13 @@ from pathlib import Path
 from fvcore.common.config import CfgNode
 from tqdm import tqdm
 
-import sed
 from sed.cli.engines import pick
 from sed.studies.study_file import Words
 from sed.studies.study_runs import Runner
 
-TOOLS = Path(sed.__file__).resolve().parents[1] / "tools"  # beside the package, in a checkout
-
 
 def make_runner(config_file: str | Path, jobs: int, bar: tqdm) -> Runner:
-    """What trains by tools/train_net.py and evaluates by tools/evaluate_scales.py, `jobs` runs side by side.
+    """What trains by `sed.cli.train_net` and evaluates by `sed.cli.evaluate_scales`, `jobs` runs side by side.
 
     Args:
         config_file: of every run.
@@ -27,7 +24,7 @@ def make_runner(config_file: str | Path, jobs: int, bar: tqdm) -> Runner:
     def load(path: str | None, words: Words) -> CfgNode:
         return pick(path, words).load_config(path, words)
 
-    return Runner(config_file, load, TOOLS / "train_net.py", TOOLS / "evaluate_scales.py", jobs, bar)
+    return Runner(config_file, load, "sed.cli.train_net", "sed.cli.evaluate_scales", jobs, bar)
 
 
 def read_set(config_file: str | Path, words: Words, source: str, labeled: bool) -> None:

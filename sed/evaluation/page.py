@@ -47,6 +47,7 @@ their run; nothing was chosen on $dataset.</p>
 <section><h2>Results on $dataset, percent</h2>
 <table><thead><tr><th></th>$head</tr></thead><tbody>
 $body</tbody></table>$note</section>
+$by_class
 <section><h2>How it went</h2>$curves</section>
 $picture
 <section class="facts"><h2>Commands</h2><pre>$commands</pre>

@@ -22,12 +22,12 @@ POLL_SECONDS = 0.5
 def call(
     script: str | Path, words: Sequence[str], log: Path, threads: int = 1, stopped: threading.Event | None = None
 ) -> None:
-    """Run a Python script to its end; what it prints is appended to `log`.
+    """Run a Python script or module to its end; what it prints is appended to `log`.
 
     Where a process that was started with the same `log` still runs (its caller was killed), its end is waited for.
 
     Args:
-        script: path of the script.
+        script: path of a script, or the name of a module.
         words: its command line.
         log: a file; its folder is made.
         threads: of the process, whatever this machine has.
@@ -37,7 +37,7 @@ def call(
         SystemExit: where it fails, with its command and the end of its log; where it is not started.
     """
     stopped = stopped or threading.Event()
-    command = [sys.executable, str(script), *words]
+    command = [sys.executable, *([] if str(script).endswith(".py") else ["-m"]), str(script), *words]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as out:
         _lock(out, stopped)

@@ -4,143 +4,27 @@
     treated = read_run("output/quickstart/sed", "SED")
     write_report("output/quickstart/report.html", baseline, treated, title="Quick start", sheet=picture)
 
-A run folder holds config.yaml, metrics.jsonl, split.json, versions.json (written by training; the last two may be
-missing) and results.json (by `write_results`). The page needs no network: all that it shows is in it.
+The page needs no network: all that it shows is in it.
 """
 
 from __future__ import annotations
 
 import base64
 import html
-import io
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import cv2
 import numpy as np
-import yaml
 
 from sed.evaluation.bootstrap import Difference
 from sed.evaluation.page import PAGE
+from sed.studies.curves import curves_svg
+from sed.studies.run_results import MODELS, RunResults, config_difference
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-MODELS = {"student": "student", "teacher": "EMA teacher"}  # keys of results.json and of metrics.jsonl
-CONFIG_FILE, METRICS_FILE, RESULTS_FILE = "config.yaml", "metrics.jsonl", "results.json"
-_IGNORED_KEYS = ("OUTPUT_DIR", "VERSION")  # differ, or not, for no reason of the method
-_TERMS = {"scale": "scale consistency", "distill": "distillation", "pseudo": "pseudo-labels"}
-_BASELINE_COLOUR, _TREATED_COLOUR = "#8a94a6", "#3454d1"
-_TERM_COLOURS = ("#3454d1", "#e07a1f", "#1a936f", "#8a4fbf")
-
-
-class ReportError(ValueError):
-    """A run folder that a report cannot be made from; the message names the file and the remedy."""
-
-
-@dataclass(frozen=True)
-class RunResults:
-    """What one finished run was and measured, read from its folder.
-
-    Attributes:
-        label: its name on the page.
-        config: full key -> value.
-        rows: metrics.jsonl in the order of its steps, one a step.
-        scores: "student" and "teacher" -> metric name -> percent.
-        dataset: what the scores were measured on.
-        command: the line that made the run, "" if unknown.
-        seconds: wall clock of the training, NaN if unknown.
-        labeled: number of labelled training images, 0 if unknown (split.json).
-        unlabeled: number of unlabelled training images, 0 if unknown.
-        versions: what versions.json says, flat.
-    """
-
-    label: str
-    config: dict[str, object]
-    rows: list[dict]
-    scores: dict[str, dict[str, float]]
-    dataset: str = ""
-    command: str = ""
-    seconds: float = math.nan
-    labeled: int = 0
-    unlabeled: int = 0
-    versions: dict[str, object] = field(default_factory=dict)
-
-    def series(self, key: str) -> tuple[list[int], list[float]]:
-        """Steps and values of one key of metrics.jsonl."""
-        points = [(row["step"], row[key]) for row in self.rows if isinstance(row.get(key), (int, float))]
-        return [step for step, _ in points], [float(value) for _, value in points]
-
-    def term(self, prefix: str) -> tuple[list[int], list[float]]:
-        """Steps and the sum of all losses named `prefix`/..."""
-        sums = [
-            (row["step"], sum(row[key] for key in row if key.startswith(f"{prefix}/")))
-            for row in self.rows
-            if any(key.startswith(f"{prefix}/") for key in row)
-        ]
-        return [step for step, _ in sums], [float(value) for _, value in sums]
-
-
-# ---------------------------------------------------------------------------------------------- run folders
-def read_metrics(path: str | Path) -> list[dict]:
-    """The rows of a metrics.jsonl, merged by step and sorted; a half-written last line is left for later."""
-    rows: dict[int, dict] = {}
-    try:
-        lines = Path(path).read_text().splitlines()
-    except FileNotFoundError:
-        return []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            rows.setdefault(row["step"], {}).update(row)
-        except (json.JSONDecodeError, KeyError, TypeError):
-            if number < len(lines):
-                raise ReportError(f"{path}: line {number} is not a JSON object with a step") from None
-    return [rows[step] for step in sorted(rows)]
-
-
-def write_results(folder: str | Path, scores: Mapping[str, Mapping[str, float]], **facts: object) -> None:
-    """Write results.json: `scores` as in `RunResults`, and any of dataset, command, seconds."""
-    text = json.dumps({"scores": scores, **facts}, indent=1)
-    Path(folder, RESULTS_FILE).write_text(text + "\n")
-
-
-def read_run(folder: str | Path, label: str) -> RunResults:
-    """Read a finished run's folder.
-
-    Raises:
-        ReportError: where one of its three files is missing or broken.
-    """
-    folder = Path(folder)
-    for name in (CONFIG_FILE, METRICS_FILE, RESULTS_FILE):
-        if not (folder / name).is_file():
-            raise ReportError(f"{folder}: no {name}; expected the folder of a finished and evaluated run")
-    results = json.loads((folder / RESULTS_FILE).read_text())
-    if not results.get("scores"):
-        raise ReportError(f"{folder / RESULTS_FILE}: no scores; evaluate the run again")
-    config = _flat(yaml.safe_load((folder / CONFIG_FILE).read_text()))
-    split, versions = (_optional(folder / name) for name in ("split.json", "versions.json"))
-    counts = {key: split[key] for key in ("labeled", "unlabeled") if key in split}
-    return RunResults(label, config, read_metrics(folder / METRICS_FILE), **results, **counts, versions=_flat(versions))
-
-
-def _optional(path: Path) -> dict:
-    return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def _flat(node: dict, prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in node.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return flat
-
-
-def config_difference(first: RunResults, second: RunResults) -> list[tuple[str, object, object]]:
-    """(key, value of the first, value of the second) wherever they differ, output folders aside."""
-    keys = sorted(set(first.config) | set(second.config))
-    rows = [(key, first.config.get(key), second.config.get(key)) for key in keys if key not in _IGNORED_KEYS]
-    return [row for row in rows if row[1] != row[2]]
 
 
 # ------------------------------------------------------------------------------------- table and sentence
@@ -154,7 +38,12 @@ def better_model(run: RunResults) -> str:
     return max(run.scores, key=lambda m: _finite(run.scores[m].get("AP"), -1.0))
 
 
-def verdict(baseline: RunResults, treated: RunResults, difference: Difference | None = None) -> str:
+def verdict(
+    baseline: RunResults,
+    treated: RunResults,
+    difference: Difference | None = None,
+    by_class: Mapping[str, Difference] = MappingProxyType({}),
+) -> str:
     """What the treatment changed, in sentences made from the numbers.
 
     Its teacher is compared with that one of the baseline's two models that has the higher AP.
@@ -163,6 +52,7 @@ def verdict(baseline: RunResults, treated: RunResults, difference: Difference | 
         baseline: the run to compare with.
         treated: the run with the method.
         difference: in AP between these two models, with its interval (`sed.evaluation.bootstrap`).
+        by_class: the same of each class; those that the treatment has lost are named.
     """
     reference = better_model(baseline)
     before, after = baseline.scores[reference], treated.scores["teacher"]
@@ -181,7 +71,7 @@ def verdict(baseline: RunResults, treated: RunResults, difference: Difference | 
     sentence += f" and {gain50:+.1f} AP50" if math.isfinite(gain50) else ""
     ratio = treated.seconds / baseline.seconds if baseline.seconds else math.nan
     sentence += f", at {ratio:.1f} times the seconds." if math.isfinite(ratio) else "."
-    return sentence + (_luck(difference) if difference else "")
+    return sentence + (_luck(difference) if difference else "") + _lost(by_class)
 
 
 def _luck(difference: Difference) -> str:
@@ -193,64 +83,18 @@ def _luck(difference: Difference) -> str:
     return f" {told}." if low > 0 or high < 0 else f" That may be luck: it holds 0 ({told})."
 
 
+def _lost(by_class: Mapping[str, Difference]) -> str:
+    """The classes that the treatment has certainly made worse."""
+    rows = sorted((row.mean, f"{name} ({row.mean:+.1f} AP)") for name, row in by_class.items() if row.high < 0)
+    return f" It lost on {', '.join(told for _, told in rows)}." if rows else ""
+
+
 def _finite(value: float | None, otherwise: float) -> float:
     return value if value is not None and math.isfinite(value) else otherwise
 
 
 def _number(value: float | None) -> str:
     return "-" if value is None or not math.isfinite(value) else f"{value:.1f}"
-
-
-# ---------------------------------------------------------------------------------------------- curves
-def curves_svg(baseline: RunResults, treated: RunResults) -> str:
-    """AP on the validation set, supervised and unsupervised losses against the step, as one inline SVG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    style = {
-        "svg.fonttype": "none",  # text stays text, in the page's own font
-        "font.family": "sans-serif",
-        "font.size": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.edgecolor": "#9aa3b2",
-        "axes.titlesize": 11,
-        "axes.titleweight": "bold",
-        "axes.titlelocation": "left",
-        "axes.grid": True,
-        "grid.color": "#e6e9ef",
-        "legend.frameon": False,
-        "legend.fontsize": 9,
-    }
-    with plt.rc_context(style):
-        figure, (ap, sup, unsup) = plt.subplots(1, 3, figsize=(13, 3.7), layout="constrained")
-        for run, colour in ((baseline, _BASELINE_COLOUR), (treated, _TREATED_COLOUR)):
-            for model, line in (("student", "--"), ("teacher", "-")):
-                label = f"{run.label}, {MODELS[model]}"
-                ap.plot(*run.series(f"{model}/AP"), line, color=colour, marker="o", ms=3.5, label=label)
-            sup.plot(*run.term("sup"), color=colour, lw=1.4, label=run.label)
-        terms = [name for name in _TERMS if treated.term(name)[0]]
-        for name, colour in zip(terms, _TERM_COLOURS, strict=False):
-            unsup.plot(*treated.term(name), color=colour, lw=1.4, label=_TERMS[name])
-        ap.set_title(f"AP on {' '.join(map(str, treated.config.get('DATASETS.TEST', ())))} while training")
-        sup.set_title("Supervised loss")
-        unsup.set_title(f"{treated.label}: weighted unsupervised losses")
-        burn_in = treated.config.get("SEMI.BURN_IN", 0)
-        for axis in (ap, sup, unsup):
-            axis.set_xlabel("step")
-            axis.set_ylim(bottom=0)
-            if 0 < burn_in < treated.config.get("SOLVER.MAX_ITER", 0):
-                axis.axvline(burn_in, color="#c3c9d4", lw=1, ls=":", label="end of burn-in" if axis is ap else None)
-            axis.set_xlim(0, treated.config.get("SOLVER.MAX_ITER"))
-            if axis.get_legend_handles_labels()[0]:
-                axis.legend()
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True)
-        plt.close(figure)
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
 
 
 # ---------------------------------------------------------------------------------------------- page
@@ -264,6 +108,8 @@ def write_report(
     sheet_caption: str = "",
     commands: Sequence[str] = (),
     difference: Difference | None = None,
+    by_class: Mapping[str, Difference] = MappingProxyType({}),
+    note: str = "",
 ) -> None:
     """Write the page.
 
@@ -276,6 +122,8 @@ def write_report(
         sheet_caption: how its images and boxes were chosen.
         commands: what to type to make all of this again; the runs' own commands follow.
         difference: see `verdict`.
+        by_class: see `verdict`; each is shown.
+        note: a sentence after the verdict.
     """
     rows = table_rows(baseline, treated)
     best = {m: max((_finite(s.get(m), -1.0) for s in rows.values()), default=0.0) for m in METRICS}
@@ -286,7 +134,7 @@ def write_report(
         )
         body += f"<tr><th>{html.escape(label)}</th>{cells}</tr>\n"
     tiles = "".join(_tile(name, baseline, treated) for name in ("AP", "AP50", "APs"))
-    seconds = " / ".join(f"{run.seconds:.0f}" for run in (baseline, treated))
+    seconds = " / ".join(f"{run.seconds:.0f}" if math.isfinite(run.seconds) else "-" for run in (baseline, treated))
     tiles += f"<div class=tile><b>{seconds} s</b><span>training, {baseline.label} / {treated.label}</span></div>"
     options = "".join(
         f"<tr><th><code>{html.escape(key)}</code></th><td>{html.escape(repr(a))}</td><td>{html.escape(repr(b))}</td></tr>"
@@ -308,12 +156,13 @@ def write_report(
         )
     page = PAGE.substitute(
         title=html.escape(title),
-        verdict=html.escape(verdict(baseline, treated, difference)),
+        verdict=html.escape(f"{verdict(baseline, treated, difference, by_class)} {note}".strip()),
         tiles=tiles,
         dataset=html.escape(treated.dataset or "the test set"),
         head="".join(f"<th>{m}</th>" for m in METRICS),
         body=body,
         note="<p>-: the set has no object of this size.</p>" if ">-</td>" in body else "",
+        by_class=_class_table(by_class),
         curves=curves_svg(baseline, treated),
         picture=picture,
         commands=html.escape("\n".join(lines)),
@@ -335,3 +184,17 @@ def _tile(metric: str, baseline: RunResults, treated: RunResults) -> str:
 def _pair(baseline: RunResults, treated: RunResults, key: str) -> str:
     values = [str(run.config.get(key, "?")) for run in (baseline, treated)]
     return values[0] if values[0] == values[1] else " / ".join(values)
+
+
+def _class_table(by_class: Mapping[str, Difference]) -> str:
+    """The differences of the classes as a section of the page; "" for one class, of which the verdict speaks."""
+    if len(by_class) < 2:
+        return ""
+    rows = "".join(
+        f"<tr><th>{html.escape(name)}</th><td>{row.mean:+.1f}</td><td>{row.low:+.1f} to {row.high:+.1f}</td></tr>"
+        for name, row in by_class.items()
+    )
+    return (
+        "<section><h2>Class by class</h2><p>AP more or less than the baseline, 95 % interval over the choice of test "
+        f"images.</p><table><thead><tr><th></th><th>AP</th><th>interval</th></tr></thead>{rows}</table></section>"
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from sed.studies.report import METRICS_FILE, read_metrics
+from sed.studies.run_results import METRICS_FILE, read_metrics
 
 UNSUPERVISED_COST = 3.4  # a step with unlabelled images, in supervised steps, in the quick start; only the ETA uses it
 POLL_SECONDS = 0.5
@@ -51,6 +52,51 @@ class Arm:
         return min(step, self.supervised_steps) + UNSUPERVISED_COST * max(0, step - self.supervised_steps)
 
 
+class Display:
+    """The progress of runs for a person: a bar each on a terminal, elsewhere a line now and then. A context."""
+
+    def __init__(self, arms: Sequence[Arm], line_seconds: float = 15.0) -> None:
+        self.arms, self.line_seconds, self.terminal = arms, line_seconds, sys.stdout.isatty()
+        self.bars = [
+            tqdm(total=arm.work(arm.steps), position=i, disable=not self.terminal) for i, arm in enumerate(arms)
+        ]
+        self.began = self.last_line = time.monotonic()
+        self._stop, self._thread = threading.Event(), None
+
+    def show(self, seconds: dict[int, float]) -> None:
+        """Bring it up to date; `seconds` of the runs that have ended."""
+        now = time.monotonic()
+        states = [_state(arm, seconds.get(i), now - self.began) for i, arm in enumerate(self.arms)]
+        for arm, bar, (step, text) in zip(self.arms, self.bars, states, strict=True):
+            bar.n = arm.work(step)
+            bar.bar_format = f"{arm.label:<20}{{percentage:3.0f}}%|{{bar:24}}| {text}"
+            bar.refresh()
+        if not self.terminal and (now - self.last_line >= self.line_seconds or len(seconds) == len(self.arms)):
+            self.last_line = now
+            words = [f"{arm.label} {text}" for arm, (_, text) in zip(self.arms, states, strict=True)]
+            print(f"{now - self.began:5.0f} s  " + "   |   ".join(words), flush=True)
+
+    def keep_showing(self) -> None:
+        """Show it from a thread until the context ends."""
+
+        def run() -> None:
+            while not self._stop.wait(POLL_SECONDS):
+                self.show({})
+
+        self._thread = threading.Thread(target=run, daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        if self._thread:
+            self._thread.join()
+        for bar in self.bars:
+            bar.close()
+
+
 def run_side_by_side(arms: Sequence[Arm], threads: int, line_seconds: float = 15.0) -> list[float]:
     """Run all arms at the same time.
 
@@ -67,41 +113,28 @@ def run_side_by_side(arms: Sequence[Arm], threads: int, line_seconds: float = 15
     """
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     environment = {**os.environ, **dict.fromkeys(names, str(threads))}
-    terminal = sys.stdout.isatty()
     runs: list[subprocess.Popen] = []
-    bars = [tqdm(total=arm.work(arm.steps), position=i, disable=not terminal) for i, arm in enumerate(arms)]
     seconds: dict[int, float] = {}
-    began = last_line = time.monotonic()
-    try:
-        for arm in arms:
-            arm.log.parent.mkdir(parents=True, exist_ok=True)
-            with open(arm.log, "w") as log:
-                runs.append(subprocess.Popen(arm.command, stdout=log, stderr=subprocess.STDOUT, env=environment))
-        while len(seconds) < len(arms):
-            time.sleep(POLL_SECONDS)
-            now = time.monotonic()
-            for i, (arm, run) in enumerate(zip(arms, runs, strict=True)):
-                if i not in seconds and run.poll() is not None:
-                    if run.returncode:
-                        raise ArmError(_epitaph(arm, run.returncode))
-                    seconds[i] = now - began
-            states = [_state(arm, seconds.get(i), now - began) for i, arm in enumerate(arms)]
-            for arm, bar, (step, text) in zip(arms, bars, states, strict=True):
-                bar.n = arm.work(step)
-                bar.bar_format = f"{arm.label:<20}{{percentage:3.0f}}%|{{bar:24}}| {text}"
-                bar.refresh()
-            if not terminal and (now - last_line >= line_seconds or len(seconds) == len(arms)):
-                last_line = now
-                words = [f"{arm.label} {text}" for arm, (_, text) in zip(arms, states, strict=True)]
-                print(f"{now - began:5.0f} s  " + "   |   ".join(words), flush=True)
-    finally:
-        for run in runs:
-            if run.poll() is None:
-                run.terminate()
-        for run in runs:
-            run.wait()
-        for bar in bars:
-            bar.close()
+    with Display(arms, line_seconds) as display:
+        try:
+            for arm in arms:
+                arm.log.parent.mkdir(parents=True, exist_ok=True)
+                with open(arm.log, "w") as log:
+                    runs.append(subprocess.Popen(arm.command, stdout=log, stderr=subprocess.STDOUT, env=environment))
+            while len(seconds) < len(arms):
+                time.sleep(POLL_SECONDS)
+                for i, (arm, run) in enumerate(zip(arms, runs, strict=True)):
+                    if i not in seconds and run.poll() is not None:
+                        if run.returncode:
+                            raise ArmError(_epitaph(arm, run.returncode))
+                        seconds[i] = time.monotonic() - display.began
+                display.show(seconds)
+        finally:
+            for run in runs:
+                if run.poll() is None:
+                    run.terminate()
+            for run in runs:
+                run.wait()
     return [seconds[i] for i in range(len(arms))]
 
 
@@ -113,7 +146,11 @@ def _state(arm: Arm, ended: float | None, elapsed: float) -> tuple[int, str]:
     if ended is not None:
         when = f"done in {ended:.0f} s"
     elif step:
-        left = int(elapsed * (arm.work(arm.steps) / arm.work(step) - 1))
+        timed = [row for row in rows if row.get("seconds_per_step")][-1:]
+        pace = elapsed / arm.work(step)  # seconds a supervised step
+        for row in timed:
+            pace = row["seconds_per_step"] / (arm.work(row["step"]) - arm.work(row["step"] - 1))
+        left = int(pace * (arm.work(arm.steps) - arm.work(step)))
         when = f"{left // 60}:{left % 60:02d} left"
     else:
         when = "starting"

@@ -63,7 +63,7 @@ class Evaluation:
 
     Attributes:
         dataset: the set, or half of it (`sed.studies.halves`).
-        models: which of "teacher" and "student".
+        models: which of "teacher" and "student"; none: nothing is measured, and the last checkpoint stays.
         sizes: short sides of the images beside INPUT.MIN_SIZE_TEST and its half.
         everything: also the ensemble of all sizes and the score distance.
     """
@@ -99,8 +99,8 @@ class Runner:
     Args:
         config_file: of every run.
         load: config file (or None: the defaults), overrides -> config.
-        train: tools/train_net.py.
-        evaluate: tools/evaluate_scales.py.
+        train: module or script that trains, as sed.cli.train_net.
+        evaluate: the same for sed.cli.evaluate_scales.
         jobs: processes at a time.
         bar: its total is what is planned; runs that are finished already are taken from it.
     """
@@ -109,14 +109,15 @@ class Runner:
         self,
         config_file: str | Path,
         load: Callable[[str | None, Words], CfgNode],
-        train: Path,
-        evaluate: Path,
+        train: str | Path,
+        evaluate: str | Path,
         jobs: int,
         bar: tqdm,
     ) -> None:
         self.config_file, self._load, self.bar = str(config_file), load, bar
         self.train, self.evaluate, self.jobs = train, evaluate, jobs
         self.train_flags: Words = ()  # of every training, such as --num-gpus 8
+        self.threads = 1  # of each process
         self.kept: dict[Path, tuple[dict, Result]] = {}  # folder -> what a finished run was asked for, and its result
         self.before: Callable[[], None] | None = None  # called once, before the first run that is not finished
         self._configs: dict[Words, dict[str, Any]] = {}
@@ -193,9 +194,8 @@ class Runner:
     # ------------------------------------------------------------------------------------------ one run
     def _run(self, run: Run) -> Result:
         cfg, done = self.config(run.words), run.folder / RESULT
-        start = partial(call, log=run.folder.with_suffix(".log"), stopped=self._stopped)
-        base = ["--config-file", self.config_file]
-        out = ("OUTPUT_DIR", str(run.folder))
+        start = partial(call, log=run.folder.with_suffix(".log"), threads=self.threads, stopped=self._stopped)
+        base, out = ["--config-file", self.config_file], ("OUTPUT_DIR", str(run.folder))
         result: Result = json.loads(done.read_text()) if done.exists() else {}
         if not result:
             self._prepare(run, cfg)
@@ -223,7 +223,8 @@ class Runner:
             result["test"] = test
             save_text(json.dumps(result, indent=1), done)
         kept = [cfg["SEMI.BURN_IN"]] * (run.baseline is None)  # the others begin there
-        kept += [cfg["SOLVER.MAX_ITER"]] * ("student" in run.test.models)  # the only file that holds it
+        whole = "student" in run.test.models or not run.test.models  # the only file that holds it
+        kept += [cfg["SOLVER.MAX_ITER"]] * whole
         for path in set(checkpoints(run.folder)) - {checkpoint_path(run.folder, step) for step in kept}:
             path.unlink()
         return result

@@ -9,13 +9,12 @@ pytest.importorskip("detectron2", reason="needs Detectron2 (https://detectron2.r
 
 import cv2
 import numpy as np
-import predict
 import torch
-import visualize
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from transformers import AutoModelForObjectDetection
 
+from sed.cli import predict, visualize
 from sed.config import ConfigError
 from sed.d2 import SemiSupervisedTrainer
 from sed.d2.run import evaluate_only, train

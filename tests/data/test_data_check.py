@@ -14,9 +14,10 @@ import pytest
 from sed.checks.check import check_data
 from sed.checks.duplicates import DISTANCE, near_pairs
 from sed.checks.findings import ERROR, KEPT, KEPT_IN_ALL, KINDS, NOTE, SEVERITIES, WARNING, Findings
-from sed.checks.images import difference_hash, examine, examine_files
+from sed.checks.images import examine, examine_files
 from sed.data.catalog import load_dataset
 from sed.data.errors import DataError
+from sed.data.hashes import difference_hash
 from tests.reference.faults import FAULTS
 from tests.reference.small_data import SETUP, Small
 

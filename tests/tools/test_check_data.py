@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from sed.cli import check as check_data
 from sed.config import load_config
 from tests.reference.faults import FAULTS
 from tests.reference.small_data import Small
-from tools import check_data
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "configs/custom.yaml"

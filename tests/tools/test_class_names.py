@@ -8,12 +8,12 @@ import pytest
 import torch
 from fvcore.common.config import CfgNode
 
+from sed.cli import evaluate_scales, predict
 from sed.cli.engines import pick
 from sed.data.coco import load_coco
 from sed.data.errors import DataError
 from sed.runtime.checkpoint_files import CheckpointError
 from sed.studies.scale_evaluation import measure
-from tools import evaluate_scales, predict
 
 CONFIG = "configs/quickstart.yaml"
 

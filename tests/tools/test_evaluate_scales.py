@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from sed.cli import engines
+from sed.cli import engines, evaluate_scales
 from sed.config import ConfigError
 from sed.data.loaders import test_loader as batches_of
 from sed.evaluation.coco import detect_all, score
 from sed.evaluation.scales import ensemble
 from sed.runtime.checkpoint_files import CheckpointError
 from sed.studies.scale_evaluation import explained
-from tools import evaluate_scales
 
 CONFIG = "configs/quickstart.yaml"
 ROOT = Path(__file__).resolve().parents[2]

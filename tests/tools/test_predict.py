@@ -9,12 +9,11 @@ from pathlib import Path
 import cv2
 import pytest
 
-from sed.cli import engines
+from sed.cli import engines, predict
 from sed.data.coco import load_coco
 from sed.data.records import image_record
 from sed.evaluation.files import find_images, number_images
 from sed.evaluation.result_files import Rows
-from tools import predict
 
 CONFIG = "configs/quickstart.yaml"
 

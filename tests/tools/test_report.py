@@ -9,16 +9,8 @@ import pytest
 import yaml
 
 from sed.evaluation.bootstrap import Difference
-from sed.studies.report import (
-    ReportError,
-    config_difference,
-    read_metrics,
-    read_run,
-    table_rows,
-    verdict,
-    write_report,
-    write_results,
-)
+from sed.studies.report import table_rows, verdict, write_report
+from sed.studies.run_results import ReportError, config_difference, read_metrics, read_run, write_results
 
 
 def make_run(folder, method, ap, *, teacher_ap=None, seconds=60.0):

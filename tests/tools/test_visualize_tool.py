@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from sed.cli import engines
+from sed.cli import engines, visualize
 from sed.core.structures import Images, Targets
 from sed.evaluation.pictures import draw_found, draw_truth, draw_view
 from sed.evaluation.visualize import PALETTE
-from tools import visualize
 
 CONFIG = "configs/quickstart.yaml"
 
