@@ -65,7 +65,7 @@ def prepare(args: argparse.Namespace, output: Path, command: str) -> None:
     there, defaults = (
         json.loads(json.dumps(dict(leaves(node)))) for node in (cfg, engine.load_config(None, ("ENGINE", cfg.ENGINE)))
     )
-    changes = {key: value for key, value in there.items() if value != defaults.get(key)}
+    changes = {key: value for key, value in there.items() if key == "ENGINE" or value != defaults.get(key)}
     head = f"Made by: {command}\n{why}. Reasons are beside what was chosen for these data; the rest is {base}'s."
     save_text(write_config(changes, choices, head), output / CONFIG)
     print(f"config: {output / CONFIG}: {cfg.SOLVER.MAX_ITER} steps, images of {cfg.INPUT.MIN_SIZE_TEST} pixels")

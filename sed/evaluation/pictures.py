@@ -66,6 +66,16 @@ def draw_found(
     return _draw(record, [r["bbox"] for r in kept], [r["category"] for r in kept], scores, classes, min_side, paint)
 
 
+def draw_on(
+    picture: np.ndarray, rows: Iterable[Row], image_id: int | str, classes: Sequence[str], threshold: float
+) -> np.ndarray:
+    """A picture with the detections of one image on it; see `draw_found`."""
+    kept = [r for r in rows if r["image_id"] == image_id and r["score"] >= threshold]
+    boxes = np.array([r["bbox"] for r in kept], np.float64).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    return paint_boxes(picture, boxes, [r["category"] for r in kept], [r["score"] for r in kept], classes)
+
+
 def draw_view(
     images: Images,
     i: int,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from sed.data.coco import MIN_SIDE
 from sed.data.errors import DataError
-from sed.data.files import replacing, try_file
+from sed.data.files import replacing, save_text, try_file
 from sed.data.records import Dataset, Record
 
 log = logging.getLogger("predict")
@@ -61,6 +61,22 @@ class Rows:
         except OSError as error:
             raise DataError(f"{self.part}: cannot be written ({os.strerror(error.errno or 0)}); make room") from None
 
+    def read(self) -> Iterator[dict[str, Any]]:
+        """The rows so far, one by one from the disk."""
+        with open(self.part, encoding="utf-8") as rows:
+            yield from map(json.loads, rows)
+
+    def finish_with(self, text: str) -> None:
+        """Write OUTPUT as this text.
+
+        Raises:
+            DataError: where it cannot be written.
+        """
+        try:
+            save_text(text, self.output)
+        except OSError as error:
+            raise DataError(f"{self.output}: cannot be written ({os.strerror(error.errno or 0)}); make room") from None
+
     def finish(self, before: str, after: str, annotations: bool = False) -> None:
         """Write OUTPUT: the rows, as a JSON list, between two texts.
 
@@ -103,7 +119,7 @@ def write_annotations(rows: Rows, records: Sequence[Record], classes: Dataset, r
     """
     names = file_names(records, root)
     head = {
-        "info": {"description": "predictions of tools/predict.py", "image_root": str(root)},
+        "info": {"description": "predictions of ssod predict", "image_root": str(root)},
         "images": [
             {"id": r["image_id"], "file_name": names[r["image_id"]], "height": r["height"], "width": r["width"]}
             for r in records
