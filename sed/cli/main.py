@@ -39,3 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.argv = [f"ssod {words[0]}", *words[1:]]  # what help and errors of the command say
     with last_resort():
         import_module(f"sed.cli.{words[0]}").main()
+
+
+if __name__ == "__main__":
+    main()

@@ -52,7 +52,7 @@ def make_sets(data: str, val: str, unlabeled: Sequence[str], folder: Path, tell:
     """
     train = load_dataset(data)
     tell(f"labelled: {data}, {_counts(train)}; classes: {', '.join(train.classes)}")
-    val = val or _own_val(data, tell)
+    val = val or _own_val(data, train, tell)
     if val:
         tested = reorder(load_dataset(val), train.classes, train.name, subset=True)
         tell(f"to evaluate on: {val}, {_counts(tested)}")
@@ -133,15 +133,18 @@ def without_copies(records: Sequence[Record], train: Dataset, tested: Dataset, t
     return [r for r in records if id(r) not in copies]
 
 
-def _own_val(data: str, tell: Tell) -> str:
+def _own_val(data: str, train: Dataset, tell: Tell) -> str:
     """The validation split that the labelled images' own folder or data.yaml has; "" for none."""
     place, split = split_of(data)
     if split or not (Path(place).is_dir() or is_yolo_file(Path(place))):
         return ""
     try:
-        load_dataset(f"{place}:val", labeled=False)
+        found = load_dataset(f"{place}:val", labeled=False)
     except DataError as error:
         tell(f"no validation split in it ({error})")
+        return ""
+    if not without_labeled(train.records, found.records, "to evaluate on"):
+        tell("its validation split holds the same images: it is none")
         return ""
     return f"{place}:val"
 

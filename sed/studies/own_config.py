@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -109,7 +110,8 @@ def write_config(changes: Mapping[str, Any], choices: Sequence[Choice], head: st
         choices: of some of them.
         head: lines of a comment before all.
     """
-    reasons = {row.key: row.reason for row in choices}
+    held = [row for row in choices if json.dumps(row.value) == json.dumps(changes.get(row.key))]  # not overridden
+    reasons = {row.key: row.reason for row in held}
     lines = [f"# {line}".rstrip() for line in head.splitlines()]
     open_: list[str] = []
     for key in sorted(changes, key=lambda key: ("." in key, key)):

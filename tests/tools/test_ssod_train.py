@@ -1,0 +1,220 @@
+"""`ssod train`: the whole of it on a small set, what it refuses, and that it goes on after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from sed.cli import main as ssod
+from sed.cli import train
+from sed.config import load_config
+from tests.reference.small_data import Small
+
+TINY = """MODEL.WEIGHTS '' MODEL.BACKBONE.NAME build_small_fpn_backbone MODEL.BACKBONE.FREEZE_AT 0 MODEL.RESNETS.NORM GN
+MODEL.FPN.NORM '' MODEL.FPN.OUT_CHANNELS 16 MODEL.ANCHOR_GENERATOR.SIZES [[12],[24],[48],[96]] MODEL.ROI_BOX_HEAD.FC_DIM 32
+INPUT.MIN_SIZE_TRAIN (64,64) INPUT.MIN_SIZE_TEST 64 SEMI.IMS_PER_BATCH_LABELED 2 SEMI.IMS_PER_BATCH_UNLABELED 2
+SED_PLUS.THRESHOLD 0.1"""
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    small = Small(tmp_path_factory.mktemp("own") / "set")
+    small.names = small.write()
+    return small
+
+
+def words(small, output, *more):
+    data, photos = small.names["labelled"][0], str(small.folder / "photos")
+    return ["--data", data, "--unlabeled", photos, "--output", str(output), "--steps", "40", *more, *shlex.split(TINY)]
+
+
+def weights(output):
+    return torch.load(output / "model.pth", weights_only=True)
+
+
+@pytest.mark.slow
+def test_the_whole_of_it(small, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["ssod train", "--some", "words"])
+    output = tmp_path / "run"
+    train.main(words(small, output))
+    told = capsys.readouterr().out
+    assert "to evaluate on: a fifth of the labelled images, 3 images" in told
+    cfg = load_config(output / "config.yaml")
+    assert (cfg.SOLVER.MAX_ITER, cfg.SEMI.BURN_IN, cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.ENGINE) == (
+        40,
+        8,
+        3,
+        "torchvision",
+    )
+    page = (output / "report.html").read_text()
+    verdict = page.split('class="lead">')[1].split("</p>")[0]
+    assert verdict.startswith("With the same 11 labelled images and the same number of steps, SED plus")
+    assert "95 % interval over the choice of test images" in verdict
+    assert "3 images to evaluate on" in verdict
+    results = {name: json.loads((output / name / "results.json").read_text()) for name in ("supervised", "sed_plus")}
+    best = max(row["AP"] for row in results["supervised"]["scores"].values())
+    behind = results["sed_plus"]["scores"]["teacher"]["AP"] < best
+    assert ("model.pth is the baseline, which is better here" in verdict) == behind
+    assert weights(output).classes == ["cat", "dog", "owl"]
+    assert "ssod train --some words" in page
+    assert "Class by class" in page
+
+    before = {path: path.stat().st_mtime_ns for path in output.glob("*/model_final.pth")}
+    train.main(words(small, output))  # finished: nothing is trained again
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    with pytest.raises(SystemExit, match=r"asked for with steps 40, now 41.*choose another --output"):
+        train.main([word if word != "40" else "41" for word in words(small, output)])
+
+
+@pytest.mark.slow
+def test_without_a_baseline_it_says_that_nothing_can_be_told(small, tmp_path, capsys):
+    output = tmp_path / "run"
+    train.main(words(small, output, "--no-baseline", "--method", "pseudo_label"))
+    assert "Whether the unlabelled images helped only a baseline can tell" in capsys.readouterr().out
+    assert sorted(p.name for p in output.iterdir() if p.is_dir()) == ["pseudo_label", "sets"]
+    assert (output / "model.pth").exists()
+
+
+@pytest.mark.slow
+def test_time_is_turned_into_steps(small, tmp_path, capsys):
+    command = words(small, tmp_path / "run", "--method", "supervised")
+    at = command.index("--steps")
+    command[at : at + 2] = ["--time", "2s"]
+    del command[command.index("--unlabeled") : command.index("--unlabeled") + 2]
+    with pytest.raises(SystemExit, match=r"--time 2s: that is \d+ steps here \(.* s a supervised step"):
+        train.main(
+            [
+                *command,
+                "DATALOADER.NUM_WORKERS",
+                "0",
+                "INPUT.MAX_SIZE_TEST",
+                "3000",
+                "INPUT.MIN_SIZE_TRAIN",
+                "(900,900)",
+            ]
+        )
+    assert not (tmp_path / "run" / "sets").exists()
+    assert not (tmp_path / "run" / "asked.json").exists()
+    train.main([word if word != "2s" else "20s" for word in command])
+    steps = load_config(tmp_path / "run" / "config.yaml").SOLVER.MAX_ITER
+    assert steps >= 40
+    assert "# --time; " in (tmp_path / "run" / "config.yaml").read_text()
+
+
+def test_errors_in_the_data_stop_it_before_training_and_all_are_named(tmp_path, capsys):
+    small = Small(tmp_path / "set")
+    small.train["annotations"][0]["bbox"] = [0, 0, 10_000, 5]
+    small.names = small.write()
+    for path in (small.folder / "photos").iterdir():
+        path.write_bytes(path.read_bytes()[:300])
+        break
+    with pytest.raises(SystemExit):
+        train.main(words(small, tmp_path / "run"))
+    told = capsys.readouterr().out
+    assert "error [image-" in told
+    assert (tmp_path / "run" / "check.html").exists()
+    assert not (tmp_path / "run" / "sets").exists()  # the same command after the repair reads all anew
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--data": "nowhere.json"}, "nowhere.json: neither a file, a folder nor a known data set"),
+        ({"--unlabeled": "nowhere"}, "--unlabeled nowhere: no such file or folder"),
+        ({"--val": "nowhere"}, "nowhere: neither a file, a folder"),
+        ({"--output": "{file}"}, "expected a folder to write to"),
+        ({"--output": "{full}"}, "holds something else than such a run"),
+    ],
+)
+def test_what_cannot_be_is_one_line(small, tmp_path, change, message):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("")
+    command = words(small, tmp_path / "run", "--val", small.names["test"][0])
+    for flag, value in change.items():
+        command[command.index(flag) + 1] = value.format(file=tmp_path / "file", full=tmp_path / "full")
+    with pytest.raises(SystemExit) as stop:
+        train.main(command)
+    assert message in str(stop.value)
+    assert "\n" not in str(stop.value)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--steps", "5"], "--steps is 5; expected 40 or more"),
+        (["--time", "5"], "'5' is no time"),
+        ([], "--unlabeled PHOTOS is missing"),
+    ],
+)
+def test_what_the_command_line_refuses(more, message, capsys):
+    extra = ["--unlabeled", "x"] if more else []
+    with pytest.raises(SystemExit):
+        train.parse(["--data", "x", *extra, *more])
+    assert message in capsys.readouterr().err
+
+
+def test_words_of_the_config_may_follow_the_photos():
+    args = train.parse(["--data", "x", "--unlabeled", "a", "b", "SEED", "3"])
+    assert (args.unlabeled, args.opts) == (["a", "b"], ["SEED", "3"])
+
+
+def test_the_command_names_its_parts(capsys):
+    ssod.main([])
+    told = capsys.readouterr().out
+    assert all(f"  {name} " in told for name in ssod.COMMANDS)
+    with pytest.raises(SystemExit, match="ssod tain: no such command"):
+        ssod.main(["tain"])
+
+
+KILLS = int(os.environ.get("SED_KILLS", "2"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300 * max(KILLS, 2))
+def test_killed_anywhere_it_ends_with_the_same_report_and_weights(small, tmp_path):
+    def start(output):
+        command = [sys.executable, "-m", "sed.cli.main", "train", *words(small, output)]
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
+
+    began = time.monotonic()
+    whole = start(tmp_path / "whole")
+    told, _ = whole.communicate()
+    assert whole.returncode == 0, told
+    seconds, rng, killed = time.monotonic() - began, random.Random(7), 0
+    for kill in range(KILLS):
+        output = tmp_path / f"killed_{kill}"
+        run = start(output)
+        try:
+            run.wait(rng.uniform(0.05, 0.95) * seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(run.pid, signal.SIGKILL)  # the trainings, too
+            run.wait()
+            killed += 1
+        again = start(output)
+        told, _ = again.communicate()
+        assert again.returncode == 0, told
+        expected, found = weights(tmp_path / "whole"), weights(output)
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+        for name in ("supervised", "sed_plus"):
+            scores = [
+                json.loads((top / name / "results.json").read_text())["scores"] for top in (tmp_path / "whole", output)
+            ]
+            assert json.dumps(scores[0]) == json.dumps(scores[1])
+        verdicts = [
+            (top / "report.html").read_text().split('class="lead">')[1].split(" AP50")[0]
+            for top in (tmp_path / "whole", output)
+        ]
+        assert verdicts[0] == verdicts[1]
+    assert killed
