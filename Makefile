@@ -4,6 +4,7 @@
 # Both make .venv where it is missing and install from PyPI; a second run installs nothing.
 #   PYTHON=python3.12 make test     another interpreter
 #   VENV=/path/to/env make test     another environment
+#   INDEX=https://download.pytorch.org/whl/cpu make install    PyTorch without CUDA, smaller by gigabytes
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -57,6 +58,7 @@ format: $(INSTALLED_DEV)
 $(INSTALLED): setup.py
 	@$(PY) -m pip --version >/dev/null 2>&1 || $(MAKE) --no-print-directory environment GOALS="$(MAKECMDGOALS)"
 	@echo "Installing into $(VENV); PyTorch takes some minutes the first time."
+	@[ -z "$(INDEX)" ] || $(PY) -m pip install --disable-pip-version-check torch torchvision --index-url "$(INDEX)"
 	$(PY) -m pip install --disable-pip-version-check -e '.[test]'
 	@touch $@
 

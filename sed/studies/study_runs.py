@@ -223,8 +223,7 @@ class Runner:
             result["test"] = test
             save_text(json.dumps(result, indent=1), done)
         kept = [cfg["SEMI.BURN_IN"]] * (run.baseline is None)  # the others begin there
-        whole = "student" in run.test.models or not run.test.models  # the only file that holds it
-        kept += [cfg["SOLVER.MAX_ITER"]] * whole
+        kept += [cfg["SOLVER.MAX_ITER"]] * ("student" in (run.test.models or "student"))  # the only file that holds it
         for path in set(checkpoints(run.folder)) - {checkpoint_path(run.folder, step) for step in kept}:
             path.unlink()
         return result

@@ -40,16 +40,18 @@ COMMANDS = {
     "make quickstart": "tests/tools/test_quickstart.py::def test_the_whole_quick_start",
     "make test": ".ci/run::make test",
     "make gpu-check": "tests/tools/test_gpu_check.py::def test_every_part_is_measured",
-    f".venv/bin/python tools/train_net.py {CUSTOM} {MY_DATA}": RUN_AS_IT_STANDS,
-    f".venv/bin/python tools/train_net.py {CUSTOM} --resume": RUN_AS_IT_STANDS,
-    f".venv/bin/python tools/train_net.py {CUSTOM} --eval-only --eval-model teacher": RUN_AS_IT_STANDS,
-    f".venv/bin/python tools/visualize.py {CUSTOM} --mode views": RUN_AS_IT_STANDS,
+    ".venv/bin/ssod train --data my/train.json --val my/val.json --unlabeled my/photos": RUN_AS_IT_STANDS,
+    ".venv/bin/ssod predict --run ssod_run --input my/photos --output predictions.json --draw pictures": (
+        RUN_AS_IT_STANDS
+    ),
+    f".venv/bin/python tools/train_net.py {CUSTOM} {MY_DATA}": ON_OWN_DATA,
+    f".venv/bin/python tools/train_net.py {CUSTOM} --resume": ON_OWN_DATA,
+    f".venv/bin/python tools/train_net.py {CUSTOM} --eval-only --eval-model teacher": ON_OWN_DATA,
+    f".venv/bin/python tools/visualize.py {CUSTOM} --mode views": ON_OWN_DATA,
     f".venv/bin/python tools/predict.py {CUSTOM} --weights output/custom/model_final.pth --input my/photos "
-    "--output predictions.json": RUN_AS_IT_STANDS,
+    "--output predictions.json": ON_OWN_DATA,
     ".venv/bin/python tools/train_net.py --num-gpus 8 --config-file configs/coco_10.yaml": RUN_AS_IT_STANDS,
     "make install": ".ci/run::make install",
-    f".venv/bin/python tools/train_net.py --config-file configs/custom_small.yaml {MY_DATA}": ON_OWN_DATA,
-    ".venv/bin/python tools/visualize.py --config-file output/custom_small/config.yaml --mode predictions": ON_OWN_DATA,
     f".venv/bin/python tools/check_data.py {CUSTOM} {MY_DATA}": ON_OWN_DATA,
     ".venv/bin/python tools/train_net.py --config-file configs/digits_detr.yaml": ON_DETR,
     f".venv/bin/python tools/train_net.py {CUSTOM} MODEL.META_ARCHITECTURE ScaleConsistentDETR MODEL.DETR.CONFIG "

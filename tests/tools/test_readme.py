@@ -32,10 +32,10 @@ COCO = "DATASETS.TRAIN my/train.json DATASETS.TEST my/val.json SEMI.LABELED_PERC
 
 
 def tool_commands(page: str) -> list[list[str]]:
-    """Words of every `tools/` command of a page's bash fences, in order."""
+    """Words of every command of `tools/` and of `ssod` of a page's bash fences, in order."""
     fences = (ROOT / page).read_text().split("```bash\n")[1:]
     text = "\n".join(fence.split("```")[0] for fence in fences).replace("\\\n", " ")
-    return [shlex.split(line) for line in text.splitlines() if "tools/" in line]
+    return [shlex.split(line) for line in text.splitlines() if "tools/" in line or "bin/ssod" in line]
 
 
 def test_the_python_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,22 +71,19 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_the_commands_run_as_they_stand(home: Path) -> None:
     elsewhere = {"tools/ablate.py", "tools/study.py"}  # test_ablate.py, test_study_file.py
     commands = [words for words in tool_commands("README.md") if elsewhere.isdisjoint(words)]
-    assert len(commands) == 6
+    assert len(commands) == 3
     for words in commands:
         run(words, home, "ENGINE torchvision")
-    custom = home / "output/custom"
-    left = "config.yaml versions.json split.json metrics.jsonl model_best.pth model_final.pth predictions.png"
-    assert [name for name in left.split() if not (custom / name).exists()] == []
-    assert isinstance(json.loads((home / "predictions.json").read_text()), list)
+    left_by_ssod(home)
     assert (home / "output/coco_10/model_final.pth").exists()
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 @NEEDS_DETECTRON2
 def test_the_commands_for_detectron2_run_as_they_stand(home: Path) -> None:
     commands = tool_commands("docs/detectron2.md")
@@ -101,19 +98,33 @@ def test_the_commands_for_detectron2_run_as_they_stand(home: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_the_page_of_own_data_runs_as_it_stands(home: Path) -> None:
     commands = tool_commands("docs/own_data.md")
-    assert [words[1] for words in commands] == ["tools/train_net.py", "tools/visualize.py", "tools/check_data.py"]
-    shutil.rmtree(home / "output", ignore_errors=True)
-    for words in commands:
+    assert len(commands) == 8
+    for folder in ("output", "ssod_run"):
+        shutil.rmtree(home / folder, ignore_errors=True)
+    for words in commands[:2]:
+        run(words, home, "")
+    left_by_ssod(home)
+    for words in commands[2:]:
         run(words, home, "ENGINE torchvision")
-    assert (home / "output/custom_small/visualize/predictions/contact_sheet.png").exists()
-    assert "Settings to start from" in (home / "output/custom/check/check.html").read_text()
+    custom = home / "output/custom"
+    left = "config.yaml versions.json split.json metrics.jsonl model_best.pth model_final.pth predictions.png"
+    assert [name for name in left.split() if not (custom / name).exists()] == []
+    assert isinstance(json.loads((home / "predictions.json").read_text()), list)
+    assert "Settings to start from" in (custom / "check/check.html").read_text()
+
+
+def left_by_ssod(home: Path) -> None:
+    """What `ssod train` and `ssod predict` leave."""
+    assert [name for name in ("report.html", "model.pth") if not (home / "ssod_run" / name).exists()] == []
+    assert isinstance(json.loads((home / "predictions.json").read_text()), list)
+    assert len(list((home / "pictures").iterdir())) == 6
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_the_page_of_the_detr_family_runs_as_it_stands(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only published weights are replaced, by folders of the same names with tiny models in them."""
     page = (ROOT / "docs/detr.md").read_text()
@@ -138,13 +149,18 @@ def test_the_page_of_the_detr_family_runs_as_it_stands(home: Path, monkeypatch: 
 
 
 def run(words: list[str], home: Path, more: str) -> None:
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    if words[0] == ".venv/bin/ssod":
+        command = [sys.executable, "-m", "sed.cli.main", *words[1:]]
+        if words[1] == "train":  # from the features that pip brings, small and short
+            command += shlex.split("--steps 40 INPUT.MIN_SIZE_TRAIN (96,96) INPUT.MIN_SIZE_TEST 96")
+        done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=500)
+        assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr[-3000:]}"
+        return
     assert words[0] == ".venv/bin/python"
     data = OWN if "custom" in words[words.index("--config-file") + 1] else COCO
     small = SMALL.replace("MODEL.WEIGHTS ''", "") if "MODEL.WEIGHTS" in words else SMALL
-    if any("custom_small" in word for word in words):  # small as it is; its weights come from pip
-        small = "MODEL.ROI_HEADS.NUM_CLASSES 5 INPUT.MIN_SIZE_TRAIN (96,128) INPUT.MIN_SIZE_TEST 128"
     command = ["2" if word == "8" else word for word in words[1:]]  # two processes for eight GPUs
     command = [sys.executable, *command, *shlex.split(f"{more} {data} {SHORT} {small}")]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr[-3000:]}"
