@@ -31,12 +31,14 @@ from sed.cli.engines import USER_ERRORS, pick
 from sed.cli.train_config import SETS, prepare, side_by_side
 from sed.config import ConfigError
 from sed.data.files import save_text, try_folder
+from sed.data.own_sets import FRAMES
 from sed.defaults import ROWS
 from sed.runtime.output import OutputError, only_run
 from sed.studies.own_config import LEAST_STEPS
 from sed.studies.own_run import CONFIG, REPORT, SUPERVISED, compare_pair, train_pair
 
 ASKED = "asked.json"
+LEFT = ("run.lock", "check.html", "trial.log")  # of a call that found an error in the data
 METHODS = ("sed_plus", "pseudo_label", "sed", SUPERVISED)
 
 
@@ -76,8 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if not (output / CONFIG).exists():
                 try:
                     prepare(args, output, command())
-                except (*USER_ERRORS, SystemExit):  # to be put right: nothing of it stays
-                    shutil.rmtree(output / SETS, ignore_errors=True)
+                except (*USER_ERRORS, SystemExit):  # to be put right: only pages of it stay
+                    for folder in (SETS, FRAMES):
+                        shutil.rmtree(output / folder, ignore_errors=True)
                     (output / ASKED).unlink()
                     raise
             train(args, output)
@@ -114,7 +117,8 @@ def claim(args: argparse.Namespace, output: Path) -> None:
                 "delete the folder"
             )
         return
-    if others := [p.name for p in output.iterdir() if p.name != "run.lock" and not p.name.startswith(".")]:
+    others = [p.name for p in output.iterdir() if p.name not in LEFT and not p.name.startswith(".")]
+    if others:
         raise ConfigError(f"{output} holds something else than such a run ({others[0]}); choose another --output")
     save_text(json.dumps(asked, indent=1), path)
 

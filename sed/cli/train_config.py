@@ -140,7 +140,7 @@ def fit(
     told = f"{supervised:.2f} s a supervised step, {both:.2f} s one with unlabelled images"
     if steps < LEAST_STEPS:
         raise ConfigError(
-            f"--time {args.time:.0f}s: that is {steps} steps here ({told}); expected "
+            f"--time {args.time:g}s: that is {steps} steps here ({told}); expected "
             f"{args.time * LEAST_STEPS / max(steps, 1):.0f}s or more"
         )
     return steps, dict(leaves(cfg)), f"--time; {told}"

@@ -30,7 +30,7 @@ from sed.data.splits import file_hash
 from sed.data.video import SUFFIXES as VIDEO_SUFFIXES
 from sed.data.video import keep_frames
 
-TRAIN, VAL, UNLABELED = "train.json", "val.json", "unlabeled.json"
+TRAIN, VAL, UNLABELED, FRAMES = "train.json", "val.json", "unlabeled.json", "frames"
 HELD_OUT = 0.2  # share of the labelled images that is evaluated on where nothing else is
 LEAST = 5  # labelled images: fewer cannot be divided
 SEED = 0
@@ -61,7 +61,7 @@ def make_sets(data: str, val: str, unlabeled: Sequence[str], folder: Path, tell:
         train, tested = hold_out(train)
         tell(f"to evaluate on: a fifth of the labelled images, {_counts(tested)}; --val names other ones")
     _tell_unseen(train, tested, tell)
-    extra = list(_unlabeled(unlabeled, folder.parent / "frames", tell))
+    extra = list(_unlabeled(unlabeled, folder.parent / FRAMES, tell))
     if unlabeled:
         extra = without_copies(without_labeled(extra, [*train.records, *tested.records]), train, tested, tell)
         if not extra:

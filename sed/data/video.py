@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -63,7 +64,8 @@ def keep_frames(path: Path, folder: Path, tell: Callable[[str], None]) -> list[P
     Raises:
         DataError: see `read_frames`.
     """
-    to = folder / f"{path.stem}_{path.suffix[1:].lower()}"
+    place = hashlib.sha1(os.path.abspath(path).encode(), usedforsecurity=False).hexdigest()[:8]
+    to = folder / f"{path.stem}_{place}"  # videos of equal names may lie in several folders
     if not to.exists():
         work = to.with_name(f".{to.name}.{os.getpid()}.tmp")
         shutil.rmtree(work, ignore_errors=True)
