@@ -10,6 +10,7 @@ import json
 import logging
 import re
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +84,9 @@ def build_model(source: str, num_classes: int, freeze_at: int = Backbone.freeze_
     Raises:
         ValueError: for a source that cannot be read, or is not the config of a detector.
     """
+    config = read_config(source)
     from transformers import AutoModelForObjectDetection
 
-    config = read_config(source)
     if config.num_labels != num_classes:
         config.num_labels = num_classes
     for name, value in (("anchor_image_size", None), ("use_pretrained_backbone", False)):
@@ -130,8 +131,12 @@ def read_config(source: str) -> Any:
     """The `transformers` config of a file, a folder or a name on the hub.
 
     Raises:
-        ValueError: for a missing or unreadable config; offline, for a name that is not in the cache.
+        ValueError: for a missing or unreadable config, for a name that is not in the cache offline, without transformers.
     """
+    if find_spec("transformers") is None:
+        raise ValueError(
+            f"{CONFIG_KEY}: detectors of the DETR family are those of transformers: pip install 'ssod[detr]'"
+        )
     from transformers import AutoConfig
 
     expected = "a transformers config.json, a folder with one, or a name on the Hugging Face hub"
