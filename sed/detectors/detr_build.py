@@ -131,7 +131,8 @@ def read_config(source: str) -> Any:
     """The `transformers` config of a file, a folder or a name on the hub.
 
     Raises:
-        ValueError: for a missing or unreadable config, for a name that is not in the cache offline, without transformers.
+        ValueError: for a missing or unreadable config, an unknown name, offline one that is not in the cache; without
+            transformers.
     """
     if find_spec("transformers") is None:
         raise ValueError(

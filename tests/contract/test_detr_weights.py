@@ -11,7 +11,7 @@ from torchvision.models import WeightsEnum, resnet18, resnet50
 from torchvision.models._utils import IntermediateLayerGetter
 from transformers import RTDetrImageProcessor
 
-from sed.detectors import WeightsError
+from sed.detectors import WeightsError, detr_build
 from sed.detectors.detr import IMAGENET_MEAN, IMAGENET_STD
 from sed.detectors.detr_build import build_detr, load_detr_weights
 from sed.detectors.export import save_pretrained
@@ -179,3 +179,9 @@ def test_an_export_replaces_the_last_one_and_keeps_names(tmp_path):
     sides = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())["size"]
     assert sides == {"shortest_edge": 64, "longest_edge": 128}
     assert not list(tmp_path.glob("*.new"))
+
+
+def test_without_transformers_one_line_names_the_extra(monkeypatch):
+    monkeypatch.setattr(detr_build, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"MODEL\.DETR\.CONFIG: .*pip install 'ssod\[detr\]'"):
+        detr_build.build_model("config.json", 3)
