@@ -133,10 +133,12 @@ def fit(
         ConfigError: where the time is too short.
     """
     jobs, threads = side_by_side(args)
+    alone = args.method == SUPERVISED
     print("measuring a step", flush=True)
     supervised, both = measure_steps(["--config-file", *line], trial, threads)
     share = cfg.SEMI.BURN_IN / cfg.SOLVER.MAX_ITER
-    steps = steps_in(RESERVED * args.time, (supervised, both), share, jobs > 1, not args.no_baseline)
+    per_step = (supervised, supervised if alone else both)
+    steps = steps_in(RESERVED * args.time, per_step, share, jobs > 1, not args.no_baseline and not alone)
     told = f"{supervised:.2f} s a supervised step, {both:.2f} s one with unlabelled images"
     if steps < LEAST_STEPS:
         raise ConfigError(

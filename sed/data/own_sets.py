@@ -14,7 +14,7 @@ import os
 import random
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from sed.data.catalog import load_dataset
 from sed.data.coco import load_coco
 from sed.data.errors import DataError
 from sed.data.files import save_text
-from sed.data.folders import IMAGE_SUFFIXES
+from sed.data.folders import IMAGE_SUFFIXES, list_images
+from sed.data.images import check_file
 from sed.data.layouts import is_yolo_file, split_of
 from sed.data.records import Dataset, Record, image_record, reorder, without_labeled
 from sed.data.splits import file_hash
@@ -177,21 +178,24 @@ def _counts(dataset: Dataset) -> str:
 def _unlabeled(sources: Sequence[str], frames: Path, tell: Tell) -> Iterator[Record]:
     """The records of unlabelled images, each file once."""
     seen: set[str] = set()
+    bad: list[str] = []
     for source in sources:
         path = Path(source)
         if not path.exists() and not split_of(source)[1]:
             raise DataError(f"--unlabeled {source}: no such file or folder; name photos, a video or a json")
         suffix = path.suffix.lower()
-        if path.is_dir() or split_of(source)[1] or is_yolo_file(path):
+        if path.is_dir():
+            found = list(_readable(list_images(path), bad))
+        elif split_of(source)[1] or is_yolo_file(path):
             found = list(load_dataset(source, labeled=False).records)
         elif suffix == ".json":
             found = list(load_coco(path, labeled=False).records)
         elif suffix == ".txt":
-            found = [image_record(name, name) for name in _listed(path)]
+            found = list(_readable(_listed(path), bad))
         elif suffix in VIDEO_SUFFIXES:
-            found = [image_record(name, str(name)) for name in keep_frames(path, frames, tell)]
+            found = list(_readable(keep_frames(path, frames, tell), bad))
         elif suffix in IMAGE_SUFFIXES:
-            found = [image_record(path, str(path))]
+            found = list(_readable([path], bad))
         else:
             raise DataError(
                 f"--unlabeled {source}: expected a folder, a COCO json, a list of paths (.txt), an image or a video "
@@ -201,6 +205,18 @@ def _unlabeled(sources: Sequence[str], frames: Path, tell: Tell) -> Iterator[Rec
             if (real := os.path.realpath(record["file_name"])) not in seen:
                 seen.add(real)
                 yield record
+    if bad:
+        tell(f"warning: {len(bad)} unlabelled images cannot be read and were left out, such as {bad[0]}")
+
+
+def _readable(paths: Iterable[Path], bad: list[str]) -> Iterator[Record]:
+    """The records of images whose header and end are whole; the errors of the others go to `bad`."""
+    for path in paths:
+        try:
+            check_file(path)
+            yield image_record(path, str(path))
+        except DataError as error:
+            bad.append(str(error))
 
 
 def _listed(path: Path) -> list[Path]:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from sed.cli import main as ssod
-from sed.cli import train
+from sed.cli import train, train_config
 from sed.config import load_config
 from tests.reference.small_data import Small
 
@@ -86,7 +86,7 @@ def test_without_a_baseline_it_says_that_nothing_can_be_told(small, tmp_path, ca
 
 
 @pytest.mark.slow
-def test_time_is_turned_into_steps(small, tmp_path, capsys):
+def test_time_is_turned_into_steps(small, tmp_path, monkeypatch):
     command = words(small, tmp_path / "run", "--method", "supervised")
     at = command.index("--steps")
     command[at : at + 2] = ["--time", "0.5s"]
@@ -95,25 +95,44 @@ def test_time_is_turned_into_steps(small, tmp_path, capsys):
         train.main(command)
     assert not (tmp_path / "run" / "sets").exists()
     assert not (tmp_path / "run" / "asked.json").exists()
-    train.main([word if word != "0.5s" else "20s" for word in command])
-    steps = load_config(tmp_path / "run" / "config.yaml").SOLVER.MAX_ITER
-    assert steps >= 40
-    assert "# --time; " in (tmp_path / "run" / "config.yaml").read_text()
+    monkeypatch.setattr(train_config, "measure_steps", lambda *_: (0.2, 0.5))
+    train.main([word if word != "0.5s" else "10s" for word in command])
+    assert load_config(tmp_path / "run" / "config.yaml").SOLVER.MAX_ITER == 42  # 0.85 * 10 / 0.2
+    assert "# --time; 0.20 s a supervised step, 0.50 s" in (tmp_path / "run" / "config.yaml").read_text()
 
 
 def test_errors_in_the_data_stop_it_before_training_and_all_are_named(tmp_path, capsys):
     small = Small(tmp_path / "set")
-    small.train["annotations"][0]["bbox"] = [0, 0, 10_000, 5]
+    for annotation in small.train["annotations"][:2]:
+        annotation["category_id"] = 77
     small.names = small.write()
-    for path in (small.folder / "photos").iterdir():
-        path.write_bytes(path.read_bytes()[:300])
-        break
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="77"):
         train.main(words(small, tmp_path / "run"))
+    for annotation in small.train["annotations"][:2]:
+        annotation["category_id"] = 1
+    small.names = small.write()
+    photos = sorted((small.folder / "photos").iterdir())
+    for path in photos[:2]:  # their header and their end are whole
+        content = bytearray(path.read_bytes())
+        content[len(content) // 3 : -2] = bytes(len(content) - 2 - len(content) // 3)
+        path.write_bytes(bytes(content))
+    photos[2].write_bytes(photos[2].read_bytes()[:200])
+    run = tmp_path / "run"
+    code = None
+    try:
+        train.main(words(small, run))
+    except SystemExit as stop:
+        code = stop.code
     told = capsys.readouterr().out
+    assert "warning: 1 unlabelled images cannot be read and were left out, such as" in told
+    assert code == 1, told
     assert "error [image-" in told
-    assert (tmp_path / "run" / "check.html").exists()
-    assert not (tmp_path / "run" / "sets").exists()  # the same command after the repair reads all anew
+    assert all(path.name in told for path in photos[:2])
+    assert (run / "check.html").exists()
+    assert not (run / "sets").exists()  # the same command after the repair reads all anew
+    for path in photos[:2]:
+        path.unlink()
+    train.claim(train.parse(words(small, run)), run)  # and is not refused
 
 
 @pytest.mark.parametrize(
