@@ -39,6 +39,7 @@ from sed.studies.own_run import CONFIG, REPORT, SUPERVISED, compare_pair, train_
 
 ASKED = "asked.json"
 LEFT = ("run.lock", "check.html", "trial.log")  # of a call that found an error in the data
+OWN = ("ENGINE", "OUTPUT_DIR", "DATASETS.TRAIN", "DATASETS.UNLABELED", "DATASETS.TEST", "SEMI.METHOD")
 METHODS = ("sed_plus", "pseudo_label", "sed", SUPERVISED)
 
 
@@ -62,6 +63,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         args.unlabeled, args.opts = args.unlabeled[: keys[0]], [*args.unlabeled[keys[0] :], *args.opts]
     if not args.unlabeled and args.method != SUPERVISED:
         parser.error("--unlabeled PHOTOS is missing; without such images there is --method supervised")
+    if own := [word for word in args.opts[::2] if word in OWN]:
+        parser.error(f"{own[0]} is chosen by ssod train itself; tools/train_net.py and a config leave it to you")
     if args.steps is not None and args.steps < LEAST_STEPS:
         parser.error(f"--steps is {args.steps}; expected {LEAST_STEPS} or more")
     return args

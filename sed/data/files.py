@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,6 +78,15 @@ def replacing(path: str | Path, sync: bool = False) -> Iterator[IO[bytes]]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def new_folder(folder: Path) -> Path:
+    """A new folder beside `folder`, to be renamed to it when it is whole; those of killed processes are removed."""
+    for left_over in folder.parent.glob(f".{folder.name}.*.tmp"):
+        shutil.rmtree(left_over, ignore_errors=True)
+    work = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    work.mkdir(parents=True)
+    return work
 
 
 def try_folder(folder: str | Path, what: str) -> Path:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -22,7 +21,7 @@ from typing import Any
 from sed.data.catalog import load_dataset
 from sed.data.coco import load_coco
 from sed.data.errors import DataError
-from sed.data.files import save_text
+from sed.data.files import new_folder, save_text
 from sed.data.folders import IMAGE_SUFFIXES, list_images
 from sed.data.images import check_file
 from sed.data.layouts import is_yolo_file, split_of
@@ -68,9 +67,7 @@ def make_sets(data: str, val: str, unlabeled: Sequence[str], folder: Path, tell:
         if not extra:
             raise DataError(f"--unlabeled {' '.join(unlabeled)}: each of its images is a labelled one; name others")
         tell(f"unlabelled: {len(extra)} images")
-    work = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
+    work = new_folder(folder)
     for name, part in ((TRAIN, train), (VAL, tested), (UNLABELED, Dataset("", extra))):
         if part.records:
             save_text(json.dumps(as_coco(part)), work / name)

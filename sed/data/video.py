@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import cv2
 import numpy as np
 
 from sed.data.errors import DataError
+from sed.data.files import new_folder
 from sed.data.hashes import difference_hash
 
 SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
@@ -67,9 +67,7 @@ def keep_frames(path: Path, folder: Path, tell: Callable[[str], None]) -> list[P
     place = hashlib.sha1(os.path.abspath(path).encode(), usedforsecurity=False).hexdigest()[:8]
     to = folder / f"{path.stem}_{place}"  # videos of equal names may lie in several folders
     if not to.exists():
-        work = to.with_name(f".{to.name}.{os.getpid()}.tmp")
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
+        work = new_folder(to)
         last, seen = None, 0
         for number, picture in read_frames(path, PER_SECOND):
             seen += 1

@@ -42,7 +42,7 @@ PAGE = Template(
 <h1>$title</h1>
 <p class="lead">$verdict</p>
 <p class="soft">One run each: this page alone says nothing about the spread over seeds. All models are the last of
-their run; nothing was chosen on $dataset.</p>
+their run; no step was chosen on $dataset.</p>
 <div class="tiles">$tiles</div>
 <section><h2>Results on $dataset, percent</h2>
 <table><thead><tr><th></th>$head</tr></thead><tbody>

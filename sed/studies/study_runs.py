@@ -15,7 +15,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import shutil
 import statistics
 import threading
@@ -31,7 +30,7 @@ from fvcore.common.config import CfgNode
 from tqdm import tqdm
 
 from sed.config import ConfigError, leaves
-from sed.data.files import save_text
+from sed.data.files import new_folder, save_text
 from sed.runtime.checkpoint_files import checkpoint_path, checkpoints
 from sed.studies.halves import half_of
 from sed.studies.processes import call, stop_all
@@ -234,10 +233,7 @@ class Runner:
             return
         burnt_in = self._burnt_in(run, cfg)
         run.folder.parent.mkdir(parents=True, exist_ok=True)
-        for left_over in run.folder.parent.glob(f".{run.folder.name}.*.tmp"):  # of a process that was killed
-            shutil.rmtree(left_over)
-        work = run.folder.with_name(f".{run.folder.name}.{os.getpid()}.tmp")
-        work.mkdir()
+        work = new_folder(run.folder)
         save_text(json.dumps(self._asked(cfg), indent=1), work / ASKED)
         if burnt_in is not None:
             shutil.copy(burnt_in, work / burnt_in.name)

@@ -164,6 +164,7 @@ def test_what_cannot_be_is_one_line(small, tmp_path, change, message):
         (["--steps", "5"], "--steps is 5; expected 40 or more"),
         (["--time", "5"], "'5' is no time"),
         ([], "--unlabeled PHOTOS is missing"),
+        (["SEED", "3", "OUTPUT_DIR", "x"], "OUTPUT_DIR is chosen by ssod train itself"),
     ],
 )
 def test_what_the_command_line_refuses(more, message, capsys):
