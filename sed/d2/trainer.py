@@ -26,16 +26,17 @@ from detectron2.engine.train_loop import HookBase, TrainerBase
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 from detectron2.utils.logger import setup_logger
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sed.config import ConfigError
+from sed.config import ConfigError, leaves
 from sed.core.structures import LabeledBatch, UnlabeledBatch
 from sed.d2.checkpoint import RunCheckpointer, load_weights
 from sed.d2.config import scaled
 from sed.d2.data import DualLoader, build_train_loader
-from sed.d2.hooks import Checkpoints, Metrics, Stop, TeacherUpdate, TeacherWeights
+from sed.d2.hooks import Checkpoints, Metrics, Stop, TeacherUpdate, TeacherWeights, TrackerWriter
 from sed.d2.voc import VOCEvaluator
 from sed.detectors.base import Detector
 from sed.detectors.detr import NotADetrError
@@ -46,6 +47,7 @@ from sed.runtime.launch import sum_over_processes
 from sed.runtime.learning_rates import in_backbone
 from sed.runtime.rng import rng_state, set_rng_state
 from sed.runtime.stopping import at_step_end
+from sed.runtime.tracking import Tracker
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 Step = tuple[LabeledBatch, UnlabeledBatch | None, int]
@@ -261,6 +263,12 @@ class SemiSupervisedTrainer(DefaultTrainer):
             results["teacher"] = super().test(_in_folder(cfg, "teacher"), teacher, evaluators)
         set_rng_state(state)
         return results
+
+    def build_writers(self) -> list[EventWriter]:
+        """Detectron2's, and that of TRACKER."""
+        cfg = self.cfg
+        tracked = [TrackerWriter(Tracker(cfg.TRACKER, Path(cfg.OUTPUT_DIR), dict(leaves(cfg))))] if cfg.TRACKER else []
+        return [*super().build_writers(), *tracked]
 
     def build_hooks(self) -> list[HookBase | None]:
         """Detectron2's; besides the teacher's update, our checkpoints, and the teacher's files after evaluation."""

@@ -21,6 +21,8 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
+from sed.runtime.tracking import Tracker
+
 _FORMAT = "[%(asctime)s %(name)s] %(levelname)s: %(message)s"
 
 
@@ -100,6 +102,7 @@ class Reporter:
         enabled: False on ranks other than 0: nothing is written.
         quiet_seconds: without a terminal, the least time between two progress lines.
         score_name: what the bar calls the last evaluation's score.
+        tracker: also gets what is written; closed with the others.
     """
 
     def __init__(
@@ -110,9 +113,10 @@ class Reporter:
         enabled: bool = True,
         quiet_seconds: float = 20.0,
         score_name: str = "AP",
+        tracker: Tracker | None = None,
     ) -> None:
         self.enabled, self.max_iter, self.quiet_seconds, self.score_name = enabled, max_iter, quiet_seconds, score_name
-        self.score = math.nan
+        self.score, self._tracker = math.nan, tracker
         if not enabled:
             return
         from torch.utils.tensorboard import SummaryWriter
@@ -151,6 +155,8 @@ class Reporter:
         self._stream.flush()
         for name, value in scalars.items():
             self._board.add_scalar(name, value, step)
+        if self._tracker:
+            self._tracker.log(step, scalars)
         self._loss = scalars.get("loss", self._loss)
         self._mark, self._seconds, self._steps = time.monotonic(), 0.0, 0
 
@@ -182,6 +188,8 @@ class Reporter:
             self._bar.close()
             self._stream.close()
             self._board.close()
+            if self._tracker:
+                self._tracker.close()
 
 
 def _text(value: float, digits: int) -> str:

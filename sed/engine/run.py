@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from fvcore.common.config import CfgNode
 
+from sed.config import leaves
 from sed.data.files import try_folder
 from sed.data.records import reorder
 from sed.engine import build, checkpoint
@@ -31,6 +32,7 @@ from sed.runtime.output import (
 )
 from sed.runtime.results import draw_predictions, evaluated_weights, leave_stock_folder, write_evaluation
 from sed.runtime.scaling import describe, scaling
+from sed.runtime.tracking import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +105,7 @@ def _train(cfg: CfgNode, resume: bool) -> Counters:
         for change in write_config(folder, cfg.dump()):
             log.warning("resumed with another config than before: %s", change)
         write_versions(folder, device)
+        trainer.tracker = Tracker(cfg.TRACKER, folder, dict(leaves(cfg))) if cfg.TRACKER else None
     counters = trainer.train()
 
     # --- what it leaves

@@ -32,6 +32,7 @@ from sed.runtime.guards import Counters, count_step, watch_collapse
 from sed.runtime.launch import rank, world_size
 from sed.runtime.rng import rng_state, set_rng_state
 from sed.runtime.stopping import Stopped, asked, at_step_end
+from sed.runtime.tracking import Tracker
 
 __all__ = ["BatchStream", "LoopOptions", "Trainer"]
 log = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ class Trainer:
         self.evaluate, self.options, self.precision, self.clip = evaluate, options, precision, clip
         self.folder, self.device = Path(folder), device
         self.step = 0  # optimizer steps done
+        self.tracker: Tracker | None = None
         self.stop = 0  # the signal that asks to stop after this step; all processes have agreed on it
         self.counters, self.window = Counters(), Window()
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -105,7 +107,7 @@ class Trainer:
 
     def _train(self) -> Counters:
         o, counters = self.options, self.counters
-        reporter = Reporter(self.folder, self.step, o.max_iter, enabled=rank() == 0)
+        reporter = Reporter(self.folder, self.step, o.max_iter, enabled=rank() == 0, tracker=self.tracker)
         batches = {name: iter(stream) for name, stream in self.streams.items()}
         save_due = False
         try:

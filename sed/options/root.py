@@ -20,6 +20,7 @@ class Options:
         "auto", "auto: Detectron2 where it is installed", choices=("auto", "detectron2", "torchvision")
     )
     output_dir: str = option("./output", "folder of what a run writes")
+    tracker: str = option("", "also send metrics to it: Weights & Biases or trackio", choices=("", "wandb", "trackio"))
     seed: int = option(0, "seed of weights, data order, augmentation and drawn scales", low=0)
     model: ModelOptions = section(ModelOptions)
     datasets: Datasets = section(Datasets)

@@ -39,7 +39,7 @@ from sed.studies.study_file import Words
 ASKED, RESULT, WEIGHTS = "asked.json", "result.json", "model_final.pth"
 # Keys that change no weight: where a run lies, how it is saved and what it is tested on
 FREE = ("OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "DATASETS.TEST", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST")
-FREE += ("SEMI.COLLAPSE_STEPS", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.CHECKPOINTS_KEPT")
+FREE += ("TRACKER", "SEMI.COLLAPSE_STEPS", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.CHECKPOINTS_KEPT")
 FREE += ("TEST.EVAL_PERIOD", "TEST.IMS_PER_BATCH")
 # Beginnings of keys that change nothing before the end of burn-in
 AFTER_BURN_IN = (
