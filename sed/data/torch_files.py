@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 WRAPPERS = ("model", "state_dict", "teacher", "student")  # keys that other tools put a state_dict under
+TEACHER = "teacher.module.model."  # begins the names of the teacher's tensors in a checkpoint of a run
 # First bytes -> what such a file is
 _KINDS = (
     (b"version https://git-lfs", "a pointer of Git LFS; fetch the file itself with `git lfs pull`"),
@@ -75,9 +76,13 @@ def read_torch(path: str | Path) -> Any:
 def tensors_by_name(content: Any, path: str | Path) -> dict[str, Tensor]:
     """The tensors of what `read_torch` found, bare or under one of `WRAPPERS`, without the "module." of DataParallel.
 
+    Of a checkpoint of a run of the native engine, those of its teacher, as `model_final.pth` names them.
+
     Raises:
         TorchFileError: where there are none by name, or one is sparse, quantised, without values or not finite.
     """
+    if isinstance(content, dict) and isinstance(content.get("method"), dict):
+        content = {n.removeprefix(TEACHER): v for n, v in content["method"].items() if str(n).startswith(TEACHER)}
     for key in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
