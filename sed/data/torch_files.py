@@ -133,4 +133,6 @@ def kind_of(path: str | Path) -> str:
         return "empty"
     if begin.startswith(b"\x80") and Path(path).suffix == ".pkl":
         return "a pickle, as those of Detectron2's model zoo (ENGINE detectron2 reads those), or one cut off"
+    if Path(path).suffix == ".onnx":
+        return "a model of ONNX; take the file of torch that it was made from"
     return next((kind for magic, kind in _KINDS if begin.startswith(magic)), "no file of torch")

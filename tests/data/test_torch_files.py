@@ -81,6 +81,7 @@ def test_strange_files_are_named_and_run_nothing(tmp_path):
     refused(pickle.dumps(np.ones(3), protocol=4), "a pickle that would run code")
     refused(pickle.dumps({"a": 1})[:5], "a pickle that would run code, or one cut off")
     refused(bytes(64), "no file of torch", "w.safetensors")
+    refused(b"\x08\x07\x12\x07pytorch", "a model of ONNX; take the file of torch", "w.onnx")
     with zipfile.ZipFile(tmp_path / "z.pth", "w") as parts:
         parts.writestr("a.txt", "a")
     refused((tmp_path / "z.pth").read_bytes(), "a zip that torch did not write")

@@ -152,12 +152,6 @@ def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
     assert load_config(write(tmp_path, "a.yaml", "# nothing\n")) == get_cfg()
 
 
-@pytest.mark.parametrize("words", [["SEED", "1", "--output", "x"], ["SEED", "1", "--resume"]])
-def test_a_flag_among_override_words_is_told(words: list[str]) -> None:
-    with pytest.raises(ConfigError, match=f"command line: {words[2]} stands among KEY VALUE pairs; put flags before"):
-        load_config(None, words)
-
-
 @pytest.mark.parametrize("words", [["SEED"], ["SEED", "1", "SOLVER.BASE_LR"]])
 def test_an_odd_number_of_override_words_is_an_error(words: list[str]) -> None:
     with pytest.raises(ConfigError, match="expected pairs KEY VALUE"):
