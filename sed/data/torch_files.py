@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,7 +57,9 @@ def read_torch(path: str | Path) -> Any:
             with zipfile.ZipFile(path) as parts:
                 if damaged := parts.testzip():
                     raise TorchFileError(f"{path}: damaged: {damaged} in it does not agree with its checksum")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is odd about a file is told in one line
+            return torch.load(path, map_location="cpu", weights_only=True)
     except TorchFileError:
         raise
     except Exception as error:  # the readers of torch, zip and pickle raise whatever a strange file leads them to
