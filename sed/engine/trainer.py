@@ -313,7 +313,7 @@ class Trainer:
             CheckpointError: unreadable, of another architecture, method or optimizer, or with a field that cannot be.
         """
         state = checkpoint.read_full(path)
-        checkpoint.check_progress(state, path, self.precision.scaler.state_dict(), self.streams)
+        checkpoint.check_progress(state, path, self.precision.scaler.state_dict())
         checkpoint.load_method(self.method, state, path)
         checkpoint.load_optimizer(self.optimizer, state.get("optimizer"), path)
         self.precision.scaler.load_state_dict(state["scaler"])

@@ -66,6 +66,12 @@ class Field:
             raise self.wrong(f"a list of {count}" if count is not None else "a list")
         return [Field(value, self.path, f"{self.name}[{i}]") for i, value in enumerate(self.value)]
 
+    def processes(self) -> list[Field]:
+        """The items of a list that has one for each process of a run."""
+        if not self.rows():
+            raise self.wrong("a list of one for each process")
+        return self.rows()
+
     def whole(self, low: int = 0, high: int = LARGEST) -> int:
         """A whole number within limits."""
         if type(self.value) is not int or not low <= self.value <= high:
@@ -182,6 +188,7 @@ def check_optimizer(field: Field, optimizer: torch.optim.Optimizer) -> None:
 
 def check_scaler(field: Field, own: Mapping[str, Any]) -> None:
     """The state of a loss scaler, against its own; an unused one has none."""
+    field.table()
     for key, value in own.items():
         if isinstance(value, float):  # the scale has no limit but its type's
             field[key].number(0, sys.float_info.max)
