@@ -178,7 +178,8 @@ def check_optimizer(field: Field, optimizer: torch.optim.Optimizer) -> None:
             if name == "step":
                 if not isinstance(value.value, (int, float)):
                     value.tensor(())
-                if isinstance(value.value, bool) or not 0 <= float(value.value) <= LARGEST:
+                steps = float(value.value)
+                if isinstance(value.value, bool) or not 0 <= steps <= LARGEST or steps % 1:
                     raise value.wrong("a number of steps")
             elif value.value is not None or name != "momentum_buffer":
                 tensor = value.tensor(tuple(parameters[number].shape))

@@ -159,3 +159,14 @@ def test_a_field_that_cannot_be_is_told(tmp_path, field, value, told):
     torch.save({**checkpoint.read_full(path), field: value}, path)
     with pytest.raises(CheckpointError, match=rf"^{path}: {told}"):
         make_trainer(tmp_path, max_iter=4).resume(path)
+
+
+def test_a_step_of_the_optimizer_is_whole(tmp_path):
+    make_trainer(tmp_path, max_iter=2).train()
+    path = checkpoints(tmp_path)[-1]
+    state = checkpoint.read_full(path)
+    number, row = next(iter(state["optimizer"]["state"]["state"].items()))
+    row["step"] = 1.5
+    torch.save(state, path)
+    with pytest.raises(CheckpointError, match=rf"state.{number}.step is 1.5; expected a number of steps"):
+        make_trainer(tmp_path, max_iter=4).resume(path)
