@@ -100,6 +100,9 @@ def read_value(key: str, path: str | Path | None, overrides: Sequence[str] = ())
 
 
 def _pairs(overrides: Sequence[str]) -> list[dict]:
+    for word in overrides[::2]:
+        if word.startswith("--"):
+            raise ConfigError(f"command line: {word} stands among KEY VALUE pairs; put flags before the first KEY")
     if len(overrides) % 2:
         raise ConfigError(f"command line: expected pairs KEY VALUE, got {' '.join(overrides)!r}")
     nodes = []

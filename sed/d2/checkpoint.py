@@ -178,7 +178,7 @@ def check_progress(root: Field, trainer: Any, path: str) -> None:
     if "grad_scaler" in own["_trainer"]:
         check_scaler(inner["grad_scaler"], own["_trainer"]["grad_scaler"])
     hooks, expected = whole["hooks"], own["hooks"]  # a user's trainer may have others
-    for row in hooks["Checkpoints"]["processes"].rows() if "Checkpoints" in expected else ():
+    for row in hooks["Checkpoints"]["processes"].processes() if "Checkpoints" in expected else ():
         check_rng(row["rng"])
         for value in row["loss_normalizer"].table().values():
             value.number(0, LARGEST)

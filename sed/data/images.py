@@ -104,17 +104,21 @@ def read_image(record: Mapping[str, Any]) -> np.ndarray:
     return read_pixels(record["file_name"], (record["height"], record["width"]))
 
 
-def check_file(path: str | os.PathLike[str]) -> None:
-    """Raise DataError if an image file is missing, no image, too large, or a truncated JPEG or PNG.
+def check_file(path: str | os.PathLike[str], size: Size | None = None) -> None:
+    """Raise DataError if an image file is missing, no image, too large, a truncated JPEG or PNG, or not of `size`.
 
     Doubtful files only are decoded.
+
+    Args:
+        path: of the file.
+        size: as of `read_pixels`.
     """
     with _open(path) as stream:
         head = stream.read(2)
         stream.seek(max(0, stream.seek(0, os.SEEK_END) - 64))
         tail = stream.read()
         _check_end(path, head, tail, stream)
-        _header(path, stream)
+        _check_size(path, _header(path, stream), size)
 
 
 def lacks_detail(content: bytes) -> bool:

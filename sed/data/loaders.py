@@ -15,11 +15,14 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import re
+import resource
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from multiprocessing.queues import Queue
 from typing import Any
 
 import cv2
@@ -32,7 +35,7 @@ from sed.core.structures import Images, LabeledBatch, Targets, UnlabeledBatch
 from sed.data.errors import DataError
 from sed.data.mapper import ImageInfo, Mapper
 from sed.data.packing import pack
-from sed.data.processes import die_with_parent, leave_signals_to_parent
+from sed.data.processes import allow_open_files, die_with_parent, leave_signals_to_parent
 from sed.data.records import Record
 
 Plan = list[tuple[int, int]]  # (position, index) of every sample of a batch
@@ -257,7 +260,7 @@ def batch_loader(work: Dataset, batches: Any, num_workers: int) -> Iterator[Any]
     """What a DataLoader over `batches`, read by `work`, gives, in order; the random state of the run does not change.
 
     Raises:
-        DataError: where a worker process died.
+        DataError: where a worker process died, or too many files are open.
     """
     loader: DataLoader = DataLoader(
         work,
@@ -270,25 +273,39 @@ def batch_loader(work: Dataset, batches: Any, num_workers: int) -> Iterator[Any]
         generator=torch.Generator(),  # DataLoader draws from it instead of from the run's
     )
     before = signal.getsignal(signal.SIGCHLD)
-    read = iter(loader)
-    if num_workers and threading.current_thread() is threading.main_thread():
-        # torch's handler raises in whatever line this process is at; `next` finds a dead worker, too, within 5 s
-        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
     try:
+        if num_workers:
+            allow_open_files(4 * num_workers + 16)  # torch's destructor fails where not all of them could be started
+        read = iter(loader)
+        if num_workers and threading.current_thread() is threading.main_thread():
+            # torch's handler raises in whatever line this process is at; `next` finds a dead worker, too, within 5 s
+            signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
         yield from read
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):  # an error of our own in a worker is told as it is
+    except (RuntimeError, OSError) as error:  # an error of our own in a worker is told as it is
+        if str(error).startswith("DataLoader worker"):
+            told = f"a process that reads images died ({' '.join(str(error).split())})"
+        elif num_workers and re.match(r"(\[Errno \d+\] )?Too many open files", str(error)):
+            told = "the processes that read images have too many files open"
+            error.__context__ = error.__traceback__ = None  # they hold the files that the end of this process needs
+        else:
             raise
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         raise DataError(
-            f"a process that reads images died ({' '.join(str(error).split())}); where memory ran out, lower "
-            f"DATALOADER.NUM_WORKERS, now {num_workers}"
+            f"{told}; where memory or files (`ulimit -n` allows {files}) ran out, lower DATALOADER.NUM_WORKERS, now "
+            f"{num_workers}"
         ) from None
 
 
 def _begin_worker(parent: int, worker: int) -> None:
     die_with_parent(parent)
     leave_signals_to_parent()
+    Queue._on_queue_feeder_error = staticmethod(_end)  # type: ignore[method-assign]
     start_worker(worker)
+
+
+def _end(error: Exception, batch: Any) -> None:
+    """A batch that cannot be sent would be waited for; a worker that is gone is noticed and told."""
+    os._exit(1)
 
 
 def _identity(item: Any) -> Any:

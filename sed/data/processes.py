@@ -7,10 +7,12 @@ import ctypes
 import multiprocessing
 import multiprocessing.util  # its exit handler, registered before ours, runs after it
 import os
+import resource
 import signal
 import sys
 
 _PR_SET_PDEATHSIG = 1
+_OPEN_FILES = 65536
 
 
 def die_with_parent(parent: int) -> None:
@@ -32,6 +34,28 @@ def leave_signals_to_parent() -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def allow_open_files(number: int) -> None:
+    """Let this process have as many files open as it may: a batch from another process is one for each tensor.
+
+    Args:
+        number: so many more are tried.
+
+    Raises:
+        OSError: where they cannot be opened.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    opened: list[int] = []
+    try:
+        for _ in range(number):
+            opened.append(os.open(os.devnull, os.O_RDONLY))
+    finally:
+        for each in opened:
+            os.close(each)
 
 
 @atexit.register

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 WRAPPERS = ("model", "state_dict", "teacher", "student")  # keys that other tools put a state_dict under
+TEACHER = "teacher.module.model."  # begins the names of the teacher's tensors in a checkpoint of a run
 # First bytes -> what such a file is
 _KINDS = (
     (b"version https://git-lfs", "a pointer of Git LFS; fetch the file itself with `git lfs pull`"),
@@ -55,7 +57,9 @@ def read_torch(path: str | Path) -> Any:
             with zipfile.ZipFile(path) as parts:
                 if damaged := parts.testzip():
                     raise TorchFileError(f"{path}: damaged: {damaged} in it does not agree with its checksum")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is odd about a file is told in one line
+            return torch.load(path, map_location="cpu", weights_only=True)
     except TorchFileError:
         raise
     except Exception as error:  # the readers of torch, zip and pickle raise whatever a strange file leads them to
@@ -75,9 +79,13 @@ def read_torch(path: str | Path) -> Any:
 def tensors_by_name(content: Any, path: str | Path) -> dict[str, Tensor]:
     """The tensors of what `read_torch` found, bare or under one of `WRAPPERS`, without the "module." of DataParallel.
 
+    Of a checkpoint of a run of the native engine, those of its teacher, as `model_final.pth` names them.
+
     Raises:
         TorchFileError: where there are none by name, or one is sparse, quantised, without values or not finite.
     """
+    if isinstance(content, dict) and isinstance(content.get("method"), dict):
+        content = {n.removeprefix(TEACHER): v for n, v in content["method"].items() if str(n).startswith(TEACHER)}
     for key in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -128,4 +136,6 @@ def kind_of(path: str | Path) -> str:
         return "empty"
     if begin.startswith(b"\x80") and Path(path).suffix == ".pkl":
         return "a pickle, as those of Detectron2's model zoo (ENGINE detectron2 reads those), or one cut off"
+    if Path(path).suffix == ".onnx":
+        return "a model of ONNX; take the file of torch that it was made from"
     return next((kind for magic, kind in _KINDS if begin.startswith(magic)), "no file of torch")

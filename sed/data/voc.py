@@ -95,7 +95,8 @@ def load_voc_folder(folder: str | Path, split: str = "", labeled: bool = True) -
     home = top / "Annotations" if (top / "Annotations").is_dir() else top
     listing = top / "ImageSets" / "Main" / f"{split}.txt" if split else home
     ids = _ids(listing) if split else sorted(path.stem for path in home.glob("*.xml") if not path.name.startswith("."))
-    roots = [root for root in (top / "JPEGImages", top / "images", home, top) if root.is_dir()]
+    places = dict.fromkeys((top / "JPEGImages", top / "images", home, top))
+    roots = [root for root in places if root.is_dir()]
     files: dict[str, str] = {}
     for root in roots:
         for path in sorted(root.iterdir()):

@@ -172,9 +172,7 @@ def build_student(cfg: CfgNode, weights: str) -> Detector:
             detector = build_detector(detector_spec(cfg))
     except (ValueError, NotADetrError) as error:  # parts that do not go together
         raise ConfigError(str(error)) from None
-    if Path(weights).is_file() and checkpoint.is_full(checkpoint.read(weights)):
-        checkpoint.load_weights(detector, weights)
-    elif _is_detr(cfg):
+    if _is_detr(cfg):
         load_detr_weights(detector, weights, m.DETR.CONFIG)
     else:
         load_pretrained(detector, weights, m.RESNETS.DEPTH)

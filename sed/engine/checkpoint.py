@@ -9,7 +9,7 @@ Two kinds of file:
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ from sed.runtime.resume import (
 )
 
 FORMAT = 1
+STREAMS = ("labeled", "unlabeled")
 BATCHES_A_STEP = 1000  # SOLVER.ACCUMULATE of the run before is not known
 COUNTED = {row.name for row in fields(Counters)}
 _PREFIXES = {"student": "student.", "teacher": "teacher.module."}  # names within Method.state_dict()
@@ -126,6 +127,9 @@ def load_method(method: Method, full: Mapping[str, Any], path: str | Path) -> No
         CheckpointError: for another architecture, other classes, or tensors that are not finite.
     """
     described = Field(full.get("fingerprint", {}), path, "fingerprint").table()
+    for row in described.values():
+        if isinstance(row.value, Tensor):  # which cannot be compared
+            raise row.wrong("a word, a number or a list of words")
     then, now = {key: row.value for key, row in described.items()}, fingerprint(method.student)
     what = f"{type(method.student).__name__} (made with {then}, here {now})" if then != now else "model"
     check_classes(then.get("classes"), now["classes"], path)
@@ -154,24 +158,21 @@ def load_optimizer(optimizer: torch.optim.Optimizer, found: Mapping[str, Any], p
     optimizer.load_state_dict(found["state"])
 
 
-def check_progress(
-    state: Mapping[str, Any], path: str | Path, scaler: Mapping[str, Any], streams: Iterable[str]
-) -> None:
+def check_progress(state: Mapping[str, Any], path: str | Path, scaler: Mapping[str, Any]) -> None:
     """Raise CheckpointError for a field of the run's progress that cannot be: all but weights and optimizer.
 
     Args:
         state: as `read_full` returned it.
         path: of the file.
         scaler: the state of the run's own loss scaler.
-        streams: names of the run's streams.
     """
     root = Field(state, path)
     step = check_step(root["step"], path)
     check_scaler(root["scaler"], scaler)
-    taken = root["streams"].table()
-    for name in streams:
-        if name in taken:
-            taken[name].whole(0, step * BATCHES_A_STEP)
+    for name, row in root["streams"].table().items():
+        if name not in STREAMS:
+            raise row.wrong("none of this name")
+        row.whole(0, step * BATCHES_A_STEP)
     for name, row in root["counters"].table().items():
         if name in ("warned", "owed"):
             row.flag()
@@ -185,7 +186,7 @@ def check_progress(
         else:
             raise row.wrong("none of this name")
     check_window(root["window"])
-    for row in root["rng"].rows():
+    for row in root["rng"].processes():
         check_rng(row)
 
 

@@ -100,7 +100,8 @@ class Trainer:
 
         Raises:
             TrainingError: after `max_skipped` non-finite steps in a row; the last good checkpoint stays.
-            Stopped: after the step in which SIGINT or SIGTERM came (`sed.runtime.stopping`), with a checkpoint of it.
+            Stopped: after the step in which SIGINT or SIGTERM came (`sed.runtime.stopping`), or at once in an
+                evaluation; with a checkpoint of the step.
         """
         with at_step_end():
             return self._train()
@@ -139,6 +140,7 @@ class Trainer:
                 if self.evaluate and evaluation_due:
                     reporter.write(self.step, self._evaluated(self.evaluate))
                     reporter.show(self.step, score=counters.last["teacher"]["AP"])
+                    save_due = save_due or world_size() > 1  # in place of the checkpoint that owes the evaluation
 
                 # --- save, but not in the midst of a row of bad steps: the last good checkpoint stays
                 save_due = save_due or last or self.step % o.checkpoint_period == 0
@@ -228,24 +230,33 @@ class Trainer:
             self.save()
         if world_size() > 1:
             dist.barrier()  # the file is whole before any process ends
+        return Stopped(self.stop, f"after step {self.step}; {self._saved()}")
+
+    def _saved(self) -> str:
         last = self._last_checkpoint()
-        told = f"{last} is whole; go on with --resume" if last else "no checkpoint was written yet"
-        return Stopped(self.stop, f"after step {self.step}; {told}")
+        return f"{last} is whole; go on with --resume" if last else "no checkpoint was written yet"
 
     # ------------------------------------------------------------------------------------------ evaluation
     def _evaluated(self, evaluate: Callable[[Detector], Results]) -> Results:
         """`_evaluate`; where that fails, such as at a test image that cannot be read, the steps so far are not lost.
 
-        A resumed run begins with the evaluation.
+        A resumed run begins with the evaluation. Several processes save before it, for they cannot do so together once
+        it has failed in one of them.
         """
+        self.counters.owed = True
+        if world_size() > 1 and self.counters.skipped_in_row == 0:
+            self.save()
+            dist.barrier()  # the file is whole before any process can fail
         try:
             with at_step_end(False):  # a signal ends an evaluation at once
                 results = self._evaluate(evaluate)
-        except (Exception, Stopped):
+        except (Exception, Stopped) as error:
             if self._may_save_alone():
-                self.counters.owed = True
                 self.save()
-                log.error("the evaluation at step %d did not end; the steps so far are in %s", self.step, self.folder)
+            told = f"the evaluation at step {self.step} did not end; {self._saved()}"
+            if isinstance(error, Stopped):
+                raise Stopped(error.number, told) from None
+            log.error(told)
             raise
         self.counters.owed = False
         return results
@@ -304,7 +315,7 @@ class Trainer:
             CheckpointError: unreadable, of another architecture, method or optimizer, or with a field that cannot be.
         """
         state = checkpoint.read_full(path)
-        checkpoint.check_progress(state, path, self.precision.scaler.state_dict(), self.streams)
+        checkpoint.check_progress(state, path, self.precision.scaler.state_dict())
         checkpoint.load_method(self.method, state, path)
         checkpoint.load_optimizer(self.optimizer, state.get("optimizer"), path)
         self.precision.scaler.load_state_dict(state["scaler"])

@@ -123,7 +123,7 @@ class ImageFiles:
                 good = [item for item in now if not isinstance(item, DataError)]
                 errors = [item for item in now if isinstance(item, DataError)]
                 if errors and not self.skip_unreadable:
-                    raise errors[0]
+                    raise DataError(f"{errors[0]}; or leave such files out by --skip-unreadable")
                 self.skipped += [str(error) for error in errors]
                 self.records += [record for record, _ in good]
                 if good:

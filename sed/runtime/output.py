@@ -127,6 +127,8 @@ def room_needed(folder: str | Path) -> Iterator[None]:
         raise OutputError(
             f"{error.filename or folder}: cannot be written ({os.strerror(error.errno)}); {told}"
         ) from None
+    finally:
+        threading.excepthook = usual
 
 
 def end_with_log(*loggers: str) -> None:

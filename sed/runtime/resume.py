@@ -66,6 +66,12 @@ class Field:
             raise self.wrong(f"a list of {count}" if count is not None else "a list")
         return [Field(value, self.path, f"{self.name}[{i}]") for i, value in enumerate(self.value)]
 
+    def processes(self) -> list[Field]:
+        """The items of a list that has one for each process of a run."""
+        if not self.rows():
+            raise self.wrong("a list of one for each process")
+        return self.rows()
+
     def whole(self, low: int = 0, high: int = LARGEST) -> int:
         """A whole number within limits."""
         if type(self.value) is not int or not low <= self.value <= high:
@@ -172,7 +178,8 @@ def check_optimizer(field: Field, optimizer: torch.optim.Optimizer) -> None:
             if name == "step":
                 if not isinstance(value.value, (int, float)):
                     value.tensor(())
-                if isinstance(value.value, bool) or not 0 <= float(value.value) <= LARGEST:
+                steps = float(value.value)
+                if isinstance(value.value, bool) or not 0 <= steps <= LARGEST or steps % 1:
                     raise value.wrong("a number of steps")
             elif value.value is not None or name != "momentum_buffer":
                 tensor = value.tensor(tuple(parameters[number].shape))
@@ -182,6 +189,7 @@ def check_optimizer(field: Field, optimizer: torch.optim.Optimizer) -> None:
 
 def check_scaler(field: Field, own: Mapping[str, Any]) -> None:
     """The state of a loss scaler, against its own; an unused one has none."""
+    field.table()
     for key, value in own.items():
         if isinstance(value, float):  # the scale has no limit but its type's
             field[key].number(0, sys.float_info.max)

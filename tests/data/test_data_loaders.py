@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import re
+import subprocess
+import sys
 import time
 from functools import partial
 
@@ -240,3 +243,44 @@ def test_two_views_cost_little_more_than_decode_and_resize(tmp_path) -> None:
     finally:
         cv2.setNumThreads(threads)
     assert result["ratio"] < 3.0, result
+
+
+# ---------------------------------------------------------------------------------------------- open files
+FILES = """
+import resource, sys
+soft, hard, tensors, workers = map(int, sys.argv[1:])
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+import torch
+from sed.data.errors import DataError
+from sed.data.loaders import batch_loader
+
+class Work(torch.utils.data.Dataset):
+    def __getitem__(self, item):
+        return [torch.full((1000,), item) for _ in range(tensors)]
+
+try:
+    print(len(list(batch_loader(Work(), list(range(9)), workers))))
+except DataError as error:
+    sys.exit(f"error: {error}")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("limits", "told"),
+    [
+        ((40, 40, 30, 1), r"error: a process that reads images died \(.*\); "),  # in a worker
+        ((36, 36, 3, 8), r"error: the processes that read images have too many files open; "),  # here
+        ((40, 4096, 30, 1), ""),  # the limit may be raised
+    ],
+)
+def test_too_many_open_files_are_one_line(limits, told) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", FILES, *map(str, limits)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    if not told:
+        assert (done.returncode, done.stdout) == (0, "9\n")
+        return
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1
+    advice = rf"where memory or files \(`ulimit -n` allows {limits[0]}\) ran out, lower DATALOADER.NUM_WORKERS, now "
+    assert re.fullmatch(rf"{told}{advice}{limits[-1]}", line)

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
+from sed.data import images
 from sed.data.catalog import load_dataset
 from sed.data.errors import DataError
 from sed.data.partition import Data, Split, check_num_classes, check_test_images, partition
@@ -185,6 +186,13 @@ def test_faults_of_test_images_are_found_before_training(make_coco, spoil, messa
     spoil(coco.folder / "2.jpg")
     with pytest.raises(DataError, match=rf"2\.jpg: .*{message}"):
         check_test_images([test])
+
+
+def test_headers_of_test_images_are_read_once(make_coco, monkeypatch) -> None:
+    test, seen, plain = load_dataset(str(make_coco().write())), [], images._header
+    monkeypatch.setattr(images, "_header", lambda path, stream: seen.append(path) or plain(path, stream))
+    check_test_images([test])
+    assert seen == [record["file_name"] for record in test.records]
 
 
 def test_test_images_in_the_folder_of_all_photos_are_left_out_and_counted(make_coco, caplog) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 
 import pytest
 import torch
@@ -131,3 +132,13 @@ def test_a_run_goes_on_after_a_full_disk_bit_for_bit(tmp_path, monkeypatch, mome
         assert again.step > 0
     again.train()
     same(again.state_dict(), whole.state_dict())
+
+
+def test_what_threads_do_with_their_errors_is_as_before_a_run(tmp_path):
+    before = threading.excepthook
+    with room_needed(tmp_path):
+        assert threading.excepthook is not before
+    assert threading.excepthook is before
+    with pytest.raises(OutputError), room_needed(tmp_path):
+        full()
+    assert threading.excepthook is before

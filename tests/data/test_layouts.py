@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,8 @@ def test_voc_names_image_and_annotation(made, tmp_path, caplog):
     first.unlink()
     with pytest.raises(DataError, match=rf"{first.stem}\.xml: there is no image of this name \(1 of 14 have none\)"):
         load_dataset(str(tmp_path))
+    with pytest.raises(DataError, match=rf"looked in {re.escape(str(xml.parent))} for \.jpg"):
+        load_dataset(str(xml.parent))
 
 
 def test_voc_lists(made, tmp_path):

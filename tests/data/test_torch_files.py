@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
 import zipfile
 
 import numpy as np
@@ -81,9 +82,15 @@ def test_strange_files_are_named_and_run_nothing(tmp_path):
     refused(pickle.dumps(np.ones(3), protocol=4), "a pickle that would run code")
     refused(pickle.dumps({"a": 1})[:5], "a pickle that would run code, or one cut off")
     refused(bytes(64), "no file of torch", "w.safetensors")
+    refused(b"\x08\x07\x12\x07pytorch", "a model of ONNX; take the file of torch", "w.onnx")
     with zipfile.ZipFile(tmp_path / "z.pth", "w") as parts:
         parts.writestr("a.txt", "a")
     refused((tmp_path / "z.pth").read_bytes(), "a zip that torch did not write")
+    (tmp_path / "zoo.pkl").write_bytes(pickle.dumps({"a": np.ones(3)}, protocol=4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(TorchFileError, match=r"zoo\.pkl: cannot be read; it seems to be a pickle, as those of"):
+            read_torch(tmp_path / "zoo.pkl")
     (tmp_path / "evil.pth").write_bytes(pickle.dumps({"a": Evil(tmp_path / "in")}, protocol=2))
     with pytest.raises(TorchFileError, match=r"evil.pth: refused, it would run posix.mkdir"):
         read_torch(tmp_path / "evil.pth")

@@ -142,3 +142,31 @@ def test_random_numbers_go_on_where_they_stopped(tmp_path):
     draw()
     set_rng_state(checkpoint.read(tmp_path / "rng.pth"))
     assert draw() == expected
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("scaler", torch.tensor([]), "scaler is .*; expected a dictionary"),
+        ("rng", [], r"rng is \[\]; expected a list of one for each process"),
+        ("streams", {"other": 1}, "streams.other is 1; expected none of this name"),
+        ("fingerprint", {"tensors": torch.tensor([])}, "fingerprint.tensors is .*; expected a word, a number"),
+    ],
+)
+def test_a_field_that_cannot_be_is_told(tmp_path, field, value, told):
+    make_trainer(tmp_path, max_iter=2).train()
+    path = checkpoints(tmp_path)[-1]
+    torch.save({**checkpoint.read_full(path), field: value}, path)
+    with pytest.raises(CheckpointError, match=rf"^{path}: {told}"):
+        make_trainer(tmp_path, max_iter=4).resume(path)
+
+
+def test_a_step_of_the_optimizer_is_whole(tmp_path):
+    make_trainer(tmp_path, max_iter=2).train()
+    path = checkpoints(tmp_path)[-1]
+    state = checkpoint.read_full(path)
+    number, row = next(iter(state["optimizer"]["state"]["state"].items()))
+    row["step"] = 1.5
+    torch.save(state, path)
+    with pytest.raises(CheckpointError, match=rf"state.{number}.step is 1.5; expected a number of steps"):
+        make_trainer(tmp_path, max_iter=4).resume(path)

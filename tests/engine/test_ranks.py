@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from sed.engine.checkpoint import read_full
 from sed.runtime.checkpoint_files import checkpoints
 from sed.runtime.launch import LaunchError, launch
 from tests.reference.commands import ROOT, ended, family, left, wait_until
@@ -90,6 +91,21 @@ def test_a_signal_to_the_parent_ends_all_at_one_step(begin, tmp_path, number):
     (line,) = error.splitlines()
     match = re.fullmatch(rf"stopped by {number.name}: after step (\d+); (\S+) is whole; go on with --resume", line)
     assert Path(match[2]) == checkpoints(tmp_path)[-1]
+    assert left(process.pid) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_an_evaluation_at_once_and_the_step_before_it_is_saved(begin, tmp_path, number):
+    process = begin("evaluate")
+    wait_until(lambda: len(list(tmp_path.glob("evaluation_*"))) == 2, process)
+    os.kill(process.pid, number)
+    code, _, error = ended(process, 30)
+    assert code == 128 + number
+    first, saved = checkpoints(tmp_path)
+    told = f"the evaluation at step 14 did not end; {saved} is whole; go on with --resume"
+    assert error.splitlines() == [f"stopped by {number.name}: {told}"]
+    assert [read_full(path)["counters"]["owed"] for path in (first, saved)] == [False, True]
     assert left(process.pid) == []
 
 

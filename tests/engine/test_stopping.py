@@ -82,7 +82,7 @@ def test_a_signal_ends_an_evaluation_at_once_and_the_resumed_run_makes_it(tmp_pa
         os.kill(os.getpid(), signal.SIGINT)
         pytest.fail("goes on")
 
-    with pytest.raises(Stopped), catch_signals():
+    with pytest.raises(Stopped, match=r"at step 3 did not end; \S+0003.pth is whole; go on"), catch_signals():
         make_trainer(tmp_path, evaluate=stop, **OPTIONS).train()
     again = make_trainer(tmp_path, evaluate=evaluate, **OPTIONS)
     again.resume(checkpoints(tmp_path)[-1])

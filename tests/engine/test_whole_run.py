@@ -143,6 +143,16 @@ def test_model_final_is_the_teacher_for_stock_torchvision(straight, data):
     same(dict(detector.state_dict()), dict(teacher.state_dict()))
 
 
+def test_a_checkpoint_begins_a_run_with_other_classes_as_model_final_does(straight, data):
+    folder, _ = straight
+    more = {"MODEL.ROI_HEADS.NUM_CLASSES": 7, "MODEL.RETINANET.NUM_CLASSES": 7}
+    states = []
+    for path in (folder / "model_final.pth", checkpoints(folder)[-1]):
+        torch.manual_seed(0)
+        states.append(dict(build_student(config(data, folder, **more), str(path)).state_dict()))
+    same(*states)
+
+
 @pytest.mark.parametrize("which", ["teacher", "student"])
 def test_eval_only_equals_the_last_evaluation(straight, data, tmp_path, which):
     folder, counters = straight

@@ -71,7 +71,8 @@ def harmless(path, old, new):
     return (
         (new is MISSING and any(n in ("counters", "streams", "fingerprint") for n in names))  # old files had fewer
         or (new is MISSING and type(old) is bool)
-        or (new is MISSING and len(names) > 1 and names[-2] == "state")  # a parameter without a gradient yet has none
+        or ((new is MISSING or new == {}) and names[-2:-1] == ["state"])  # a parameter without a gradient yet has none
+        or (names[-1] in ("warned", "owed") and type(new) is bool)
         or (new is MISSING and old is None)
         or (new is MISSING and "fingerprint" in names)
         or names[0] in ("fingerprint", "classes", "trained_for")  # for messages, or not known

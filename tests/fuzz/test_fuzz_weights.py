@@ -209,7 +209,7 @@ def test_files_of_other_tools(tmp_path):
     refused("zoo.pkl", pickle.dumps({"model": arrays, "__author__": "x"}), "ENGINE detectron2 reads those")
     np.savez(tmp_path / "a.npz", **arrays)
     refused("b.pth", (tmp_path / "a.npz").read_bytes(), "a zip that torch did not write")
-    refused("x.onnx", b"\x08\x07\x12\x07pytorch", "no file of torch")
+    refused("x.onnx", b"\x08\x07\x12\x07pytorch", "a model of ONNX")
     refused("page.pth", b"<!DOCTYPE html>", "a web page")
     with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as parts:
         parts.writestr("archive/data.pkl", bytes(10**7))

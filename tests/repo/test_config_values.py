@@ -79,3 +79,9 @@ def test_a_device_that_there_is_not_is_told() -> None:
         with pytest.raises(ConfigError, match=f"MODEL.DEVICE is {name}, which torch has not got here"):
             resolve_device(name)
     assert resolve_device("cpu").type == "cpu"
+
+
+@pytest.mark.parametrize("words", [["SEED", "1", "--output", "x"], ["SEED", "1", "--resume"]])
+def test_a_flag_among_override_words_is_told(words: list[str]) -> None:
+    with pytest.raises(ConfigError, match=f"command line: {words[2]} stands among KEY VALUE pairs; put flags before"):
+        load_config(None, words)
