@@ -98,33 +98,37 @@ def save_onnx(
         The largest difference on random images: three sizes, or the one.
 
     Raises:
-        ExportError: without onnx or onnxruntime, for a detector that PyTorch's exporter cannot follow, and where the
-            file's detections are others.
+        ExportError: without onnx or onnxruntime, for a detector that PyTorch's exporter cannot follow, for images with
+            fewer places than queries, and where the file's detections are others.
     """
     require_onnx()
     detector = copy.deepcopy(detector).cpu().eval().requires_grad_(False)
     made = graph(detector, score_threshold)
     if made is None:
         raise ExportError(f"{type(detector).__name__} cannot be exported as ONNX; detectors of ENGINE torchvision can")
-    if not len(_detections(detector, _random_image((side, side), 0), 0.0)[2]):
-        raise ExportError(f"{path} is not written: the model has no score above 0 (NaN?), there is nothing to compare")
     # odd sides and both orientations: what the exporter took for a constant shows
     sizes = [size] * 3 if size else [(side, side * 5 // 4 + 3), (side * 3 // 2 + 1, side), (side + 7, side + 7)]
+    try:
+        found = _detections(detector, _random_image(sizes[0], 0), 0.0)
+    except ValueError as error:  # fewer places than queries
+        raise ExportError(f"{path} is not written: {error}") from error
+    if not len(found[2]):
+        raise ExportError(f"{path} is not written: the model has no score above 0 (NaN?), there is nothing to compare")
     about = {**ABOUT, "class_names": json.dumps(list(classes)), "resize": resize, "detector": type(made).__name__}
     fresh = path.with_name(path.name + ".new")
     try:
         content = _described(_trace(made, sizes[0], size is not None), {**about, "score_threshold": score_threshold})
         fresh.write_bytes(content)
-        found = _compare(detector, fresh, score_threshold, sizes)
-        if not found.small:
-            raise ExportError(f"the exported file finds other boxes than the model: they differ by {found}")
+        largest = _compare(detector, fresh, score_threshold, sizes)
+        if not largest.small:
+            raise ExportError(f"the exported file finds other boxes than the model: they differ by {largest}")
         os.replace(fresh, path)
     except ExportError as error:
         hint = "" if size else "; with --size H W, for images of that size alone, it may go"
         raise ExportError(f"{path} is not written: {error}{hint}") from error.__cause__
     finally:
         fresh.unlink(missing_ok=True)
-    return found
+    return largest
 
 
 def _trace(made: Graph, size: Size, fixed: bool) -> bytes:

@@ -1,7 +1,7 @@
 """`ssod export`: an ONNX file that finds what the detector finds, or one line that says why there is none."""
 
-import dataclasses
 import json
+import shutil
 
 import numpy as np
 import onnx
@@ -10,57 +10,32 @@ import pytest
 import torch
 from torch import nn
 
-from sed.cli import export
+from sed.cli import engines, export
 from sed.core.structures import Images
-from sed.detectors import build_detector, onnx_file
+from sed.detectors import onnx_file
 from sed.detectors.onnx_file import Difference, ExportError, difference, save_onnx
-from tests.reference.detectors import SPECS
 from tests.reference.transformers_case import TransformersCase
+from tests.tools import bench_export
+from tests.tools.bench_export import make, noise
 
 CONFIG = "configs/quickstart.yaml"
 SIZES = ((96, 130), (203, 127), (64, 64))  # none is that of the export
-LITE0 = dataclasses.replace(SPECS["timm_rcnn"], backbone="timm:tf_efficientnet_lite0")
-MADE = {
-    **SPECS,
-    "resnet50_rcnn": dataclasses.replace(SPECS["resnet_rcnn"], depth=50),
-    "lite0_rcnn": LITE0,
-    "lite0_retinanet": dataclasses.replace(LITE0, architecture="retinanet", freeze_at=0),
-}
-SLOW = ("resnet50_rcnn", "lite0_rcnn", "lite0_retinanet", "resnet_retinanet", "rt_detr", "rt_detr_v2", "d_fine")
-FAST = ("small_rcnn", "resnet_rcnn", "detr", "yolos")
-
-
-def make(name):
-    """A detector of this name with random weights whose scores are not all the same."""
-    torch.manual_seed(0)
-    if name not in MADE:
-        return TransformersCase(name).make().eval()
-    detector = build_detector(MADE[name]).eval()
-    if "retinanet" in name:
-        spread_scores(detector)
-    return detector
-
-
-def spread_scores(detector):
-    """RetinaNet's convolutions begin with 0.01 and its scores are all 0.01: give its outputs a deviation of 1."""
-    head = detector.model.head
-    for module in head.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight)
-    with torch.no_grad():
-        maps = detector.encode(Images.from_list([noise((128, 128)).permute(2, 0, 1)])).maps
-        found = head(list(maps.values()))
-        head.classification_head.cls_logits.weight /= found["cls_logits"].std()
-        head.regression_head.bbox_reg.weight /= found["bbox_regression"].std() / 0.3
+SLOW = (
+    "resnet_rcnn",
+    "resnet50_rcnn",
+    "lite0_rcnn",
+    "lite0_retinanet",
+    "resnet_retinanet",
+    "rt_detr",
+    "rt_detr_v2",
+    "d_fine",
+)
+FAST = ("small_rcnn", "detr", "yolos")
 
 
 def write(detector, path, least=0.05, **more):
     save_onnx(detector, path, ("ä", "b", "c"), "none", least, **{"side": 100, **more})
     return onnxruntime.InferenceSession(path)
-
-
-def noise(size, seed=5):
-    return torch.randint(0, 256, (*size, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
 
 
 def own(detector, image):
@@ -164,6 +139,12 @@ def test_what_the_exporter_cannot_follow_is_one_line(tmp_path, capfd):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_size_with_fewer_places_than_queries_is_one_line(tmp_path):
+    detector = TransformersCase("rt_detr").build(num_queries=30)
+    with pytest.raises(ExportError, match=r"is not written: RTDetr.*: a view of 32 x 32 pixels has fewer places"):
+        write(detector, tmp_path / "model.onnx", size=(32, 30))
+
+
 def found(*rows):
     boxes, labels, scores = zip(*rows, strict=True)
     return [np.array(boxes, np.float32).reshape(-1, 4), np.array(labels), np.array(scores)]
@@ -202,6 +183,22 @@ def test_the_command_says_the_difference(engine, weights, opts, tmp_path, caplog
     assert about["resize"].startswith("short side to 128, longer side at most ")
 
 
+def test_a_run_is_exported_with_its_own_weights(weights, opts, tmp_path, monkeypatch):
+    shutil.copy(weights, tmp_path / "model_best.pth")
+    cfg = engines.pick(CONFIG, opts).load_config(CONFIG, opts)
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    given = []
+    monkeypatch.setattr(export, "save_onnx", lambda detector, *of: given.append((detector, of)) or Difference())
+    export.main(["--run", str(tmp_path), "--output", str(tmp_path / "m.onnx"), "--size", "96", "128", *opts])
+    ((detector, (path, classes, resize, least, size, side)),) = given
+    content = torch.load(weights, weights_only=False)
+    content, state = content.get("model", content), detector.plain_state_dict()
+    assert content.keys() & state.keys()
+    assert all(torch.equal(torch.as_tensor(content[name]), state[name]) for name in content.keys() & state.keys())
+    assert (path, classes, least, size, side) == (tmp_path / "m.onnx", tuple("01234"), 0.05, (96, 128), 128)
+    assert resize.startswith("stretch to height 96, width 128")
+
+
 def test_what_cannot_be_is_told_before_the_work(weights, opts, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "save_onnx", None)
     with pytest.raises(SystemExit, match="expected the path of a file to write, this is a folder"):
@@ -214,3 +211,11 @@ def test_what_cannot_be_is_told_before_the_work(weights, opts, tmp_path, monkeyp
     monkeypatch.setattr(onnx_file, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match=r"^error: onnx and onnxruntime not installed; pip install 'ssod\[onnx\]'"):
         export.main(words("lost.pth", tmp_path / "x.onnx", opts))
+
+
+@pytest.mark.slow
+def test_the_table_of_the_page_can_be_measured(capsys):
+    bench_export.measure(("small_rcnn", "rf_detr"), 64)
+    first, second = capsys.readouterr().out.splitlines()[2:]
+    assert first.startswith("| small_rcnn | any | ")
+    assert second == "| rf_detr | no | | |"
