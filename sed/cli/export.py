@@ -23,7 +23,7 @@ from sed.cli.engines import USER_ERRORS, find_run, pick_trained, read_classes
 from sed.data.files import try_file
 from sed.detectors.onnx_file import OPSET, ExportError, require_onnx, save_onnx
 
-LONGEST_TEST_SIDE = 320  # images of the comparison have at least the size of test images, or this, pixels
+COMPARED_SIDE = 320  # pixels: the comparison takes images of the short side of test images, but of no more than this
 log = logging.getLogger("export")
 
 
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
             resize_rule(cfg, args.size),
             args.score_threshold,
             tuple(args.size) if args.size else None,
-            min(cfg.INPUT.MIN_SIZE_TEST, LONGEST_TEST_SIDE),
+            min(cfg.INPUT.MIN_SIZE_TEST, COMPARED_SIDE),
         )
     except (*USER_ERRORS, ExportError) as error:
         sys.exit(f"error: {error}")
