@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
+import logging
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
+
+from fvcore.common.config import CfgNode
 
 from sed.config import ConfigError, read_value
 from sed.data.errors import DataError
+from sed.data.records import Dataset, reorder
+from sed.detectors.base import Detector
 from sed.detectors.weights import WeightsError
 from sed.runtime.checkpoint_files import CheckpointError
 from sed.runtime.engine import Engine, EngineError, select_engine
 
 # Errors that a user can put right: printed in one line, without a traceback
 USER_ERRORS = (CheckpointError, ConfigError, DataError, EngineError, WeightsError)
+log = logging.getLogger(__name__)
 _DRIVERS = {"detectron2": "sed.d2.driver", "torchvision": "sed.engine.driver"}
 
 
@@ -41,3 +49,41 @@ def pick_trained(config_file: str, overrides: Sequence[str], weights: str) -> tu
     engine = pick(config_file, overrides)
     cfg = engine.load_config(config_file, [*overrides, "MODEL.WEIGHTS", weights] if weights else overrides)
     return engine, cfg, weights and cfg.MODEL.WEIGHTS
+
+
+def find_run(args: argparse.Namespace) -> None:
+    """Set --config-file, and --weights where they are not given, from --run.
+
+    Raises:
+        ConfigError: for no such folder.
+    """
+    args.config_file = str(args.run / "config.yaml")
+    if not Path(args.config_file).is_file():
+        raise ConfigError(f"--run {args.run}: no config.yaml in it; expected the folder of a training")
+    best = [args.run / name for name in ("model.pth", "model_best.pth", "model_final.pth")]
+    args.weights = args.weights or next((str(path) for path in best if path.is_file()), "")
+    if not args.weights:
+        raise ConfigError(f"--run {args.run}: no model.pth in it; the training has not ended (give its command again)")
+
+
+def read_classes(engine: Engine, cfg: CfgNode, detector: Detector) -> Dataset:
+    """Names and original ids of the categories: those of DATASETS.TEST, matched by name with the detector's.
+
+    Without them the detector's own names, numbered from 1; a file that does not say its names has numbers, with a
+    warning.
+    """
+    reason, count, names = "DATASETS.TEST is empty", detector.num_classes, detector.class_names
+    if cfg.DATASETS.TEST:
+        try:
+            classes = engine.test_classes(cfg)
+            if len(classes.classes) == count:
+                return reorder(classes, names, "the detector")
+            reason = f"{classes.name} has {len(classes.classes)} categories, the detector {count}"
+        except DataError as error:
+            reason = str(error)
+    ids = tuple(range(1, count + 1))
+    if names:
+        log.warning("category ids are not known (%s); %s are numbered from 1", reason, ", ".join(names[:5]))
+        return Dataset("", [], names, ids)
+    log.warning("category names are not known (%s); they are called 1 to %d", reason, count)
+    return Dataset("", [], tuple(map(str, ids)), ids)

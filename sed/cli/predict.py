@@ -34,13 +34,11 @@ import numpy as np
 from fvcore.common.config import CfgNode
 from tqdm import tqdm
 
-from sed.cli.engines import USER_ERRORS, pick_trained
-from sed.config import ConfigError
+from sed.cli.engines import USER_ERRORS, find_run, pick_trained, read_classes
 from sed.data.errors import DataError
 from sed.data.files import save_text, try_folder
-from sed.data.records import Dataset, Record, reorder
+from sed.data.records import Dataset, Record
 from sed.data.video import SUFFIXES as VIDEO_SUFFIXES
-from sed.detectors.base import Detector
 from sed.evaluation.coco import detect_all, to_coco_results
 from sed.evaluation.files import ImageFiles, find_numbered
 from sed.evaluation.pictures import draw_found, draw_on
@@ -97,21 +95,6 @@ def main(arguments: list[str] | None = None) -> None:
             of_images(args, engine, cfg, weights)
     except USER_ERRORS as error:
         sys.exit(f"error: {error}")
-
-
-def find_run(args: argparse.Namespace) -> None:
-    """Set --config-file, and --weights where they are not given, from --run.
-
-    Raises:
-        ConfigError: for no such folder.
-    """
-    args.config_file = str(args.run / "config.yaml")
-    if not Path(args.config_file).is_file():
-        raise ConfigError(f"--run {args.run}: no config.yaml in it; expected the folder of a training")
-    best = [args.run / name for name in ("model.pth", "model_best.pth", "model_final.pth")]
-    args.weights = args.weights or next((str(path) for path in best if path.is_file()), "")
-    if not args.weights:
-        raise ConfigError(f"--run {args.run}: no model.pth in it; the training has not ended (give its command again)")
 
 
 def of_images(args: argparse.Namespace, engine: Engine, cfg: CfgNode, weights: str) -> None:
@@ -202,26 +185,3 @@ def of_video(args: argparse.Namespace, engine: Engine, cfg: CfgNode, weights: st
             bar.update(len(pictures))
         rows.finish("", "")
     log.info("%s: %d detections in %d frames", args.output, rows.count, frames.count)
-
-
-def read_classes(engine: Engine, cfg: CfgNode, detector: Detector) -> Dataset:
-    """Names and original ids of the categories: those of DATASETS.TEST, matched by name with the detector's.
-
-    Without them the detector's own names, numbered from 1; a file that does not say its names has numbers, with a
-    warning.
-    """
-    reason, count, names = "DATASETS.TEST is empty", detector.num_classes, detector.class_names
-    if cfg.DATASETS.TEST:
-        try:
-            classes = engine.test_classes(cfg)
-            if len(classes.classes) == count:
-                return reorder(classes, names, "the detector")
-            reason = f"{classes.name} has {len(classes.classes)} categories, the detector {count}"
-        except DataError as error:
-            reason = str(error)
-    ids = tuple(range(1, count + 1))
-    if names:
-        log.warning("category ids are not known (%s); %s are numbered from 1", reason, ", ".join(names[:5]))
-        return Dataset("", [], names, ids)
-    log.warning("category names are not known (%s); they are called 1 to %d", reason, count)
-    return Dataset("", [], tuple(map(str, ids)), ids)

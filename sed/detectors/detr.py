@@ -153,7 +153,7 @@ class QueryDetector(Detector):
         inside = valid_pixels(images)  # [N, 1, H, W]
         pixels = normalize(images, self.pixel_mean, self.pixel_std, inside)
         try:
-            return pixels, _call(self.model, pixels, inside.squeeze(1).long(), labels)
+            return pixels, call_model(self.model, pixels, inside.squeeze(1).long(), labels)
         except RuntimeError as error:
             if "out of range" not in str(error):  # torch.topk
                 raise
@@ -188,7 +188,15 @@ class Traits:
     reads_mask: bool
 
 
-def _call(model: nn.Module, pixels: Tensor, mask: Tensor, labels: list[dict[str, Tensor]] | None = None) -> Any:
+def call_model(model: nn.Module, pixels: Tensor, mask: Tensor, labels: list[dict[str, Tensor]] | None = None) -> Any:
+    """The model's own output.
+
+    Args:
+        model: of transformers.
+        pixels: [N, 3, H, W], normalised.
+        mask: [N, H, W] int64, 1 on the image; a model that takes no `pixel_mask` does not get it.
+        labels: of N images, for the loss.
+    """
     inputs: dict[str, Any] = {"pixel_values": pixels}
     if "pixel_mask" in inspect.signature(model.forward).parameters:
         inputs["pixel_mask"] = mask
@@ -234,12 +242,12 @@ def _probe(model: nn.Module, size_divisibility: int, device: torch.device) -> Tr
         with _untouched(model, device):
             if "pixel_values" in known:
                 with torch.no_grad():
-                    whole, part = _call(model.eval(), pixels, mask), _call(model, pixels, half)
+                    whole, part = call_model(model.eval(), pixels, mask), call_model(model, pixels, half)
                 lacks += _missing_predictions(whole, num_labels)
             if {"pixel_values", "labels"} <= known.keys():
                 inputs += " and labels [{class_labels [G], boxes [G, 4]}] in train mode"
                 with torch.enable_grad():
-                    lacks += _missing_losses(_call(model.train(), pixels, mask, labels))
+                    lacks += _missing_losses(call_model(model.train(), pixels, mask, labels))
     except Exception as error:  # the forward of any class may raise anything
         cause = error
         lacks.append(f"a forward that takes {inputs} ({type(error).__name__}: {error})")

@@ -63,6 +63,10 @@ COMMANDS = {
     ".venv/bin/python tools/ablate.py --config-file configs/digits.yaml --test digits_test --tables 4 --seeds 0 "
     "--output output/ablate_digits -- ENGINE torchvision": ON_ABLATION,
     "make bench": "tests/tools/test_bench.py::def test_bench_measures_every_figure_of_its_table",
+    "ssod export --run ssod_run --output model.onnx": (
+        "tests/tools/test_export.py::def test_a_run_is_exported_with_its_own_weights"
+    ),
+    ".venv/bin/python -m tests.tools.bench_export": "tests/tools/test_export.py::bench_export.measure(",
     ".venv/bin/python -m tests.data.bench_scale": "tests/data/test_data_scale.py::bench_scale.measure(",
     ".venv/bin/python tools/study.py --study configs/studies/digits.yaml --output output/studies/digits": (
         "tests/tools/test_study_file.py::def test_the_studies_hold_runs_that_load"
@@ -97,6 +101,7 @@ PAGES = (
     "docs/detectron2.md",
     "docs/detr.md",
     "docs/evidence.md",
+    "docs/export.md",
     "docs/method.md",
     "docs/own_data.md",
     "datasets/README.md",
