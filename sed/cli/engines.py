@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 from collections.abc import Sequence
 from importlib import import_module
@@ -13,6 +14,7 @@ from fvcore.common.config import CfgNode
 
 from sed.config import ConfigError, read_value
 from sed.data.errors import DataError
+from sed.data.own_sets import CLASSES
 from sed.data.records import Dataset, reorder
 from sed.detectors.base import Detector
 from sed.detectors.weights import WeightsError
@@ -66,13 +68,18 @@ def find_run(args: argparse.Namespace) -> None:
         raise ConfigError(f"--run {args.run}: no model.pth in it; the training has not ended (give its command again)")
 
 
-def read_classes(engine: Engine, cfg: CfgNode, detector: Detector) -> Dataset:
-    """Names and original ids of the categories: those of DATASETS.TEST, matched by name with the detector's.
+def read_classes(engine: Engine, cfg: CfgNode, detector: Detector, run: Path | None = None) -> Dataset:
+    """Names and original ids of the categories, matched by name with the detector's.
 
-    Without them the detector's own names, numbered from 1; a file that does not say its names has numbers, with a
-    warning.
+    They are those that `ssod train` wrote into the folder `run`, else those of DATASETS.TEST. Without them they are the
+    detector's own names, numbered from 1; a file that does not say its names has numbers, with a warning.
     """
     reason, count, names = "DATASETS.TEST is empty", detector.num_classes, detector.class_names
+    written = run / "sets" / CLASSES if run else Path()
+    if written.is_file():
+        rows = json.loads(written.read_text())
+        found = Dataset(str(run), [], tuple(row["name"] for row in rows), tuple(row["id"] for row in rows))
+        return reorder(found, names, "the detector")
     if cfg.DATASETS.TEST:
         try:
             classes = engine.test_classes(cfg)

@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
         engine, cfg, weights = pick_trained(args.config_file, args.opts, args.weights)
         path = try_file(args.output, "--output")
         detector = engine.load_detector(cfg, weights)
-        classes = detector.class_names or read_classes(engine, cfg, detector).classes
+        classes = detector.class_names or read_classes(engine, cfg, detector, args.run).classes
         found = save_onnx(
             detector,
             path,

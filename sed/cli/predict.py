@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
         if args.draw:
             try_folder(args.draw, "--draw")
         if args.format == "yolo":
-            args.output = try_folder(args.output, "--output") / "detections.json"
+            args.output = yolo_folder(args.output) / "detections.json"
         videos = [name for name in args.input if Path(name).suffix.lower() in VIDEO_SUFFIXES]
         if videos:
             of_video(args, engine, cfg, weights, videos)
@@ -101,7 +101,7 @@ def of_images(args: argparse.Namespace, engine: Engine, cfg: CfgNode, weights: s
     """Predictions of image files."""
     root, files, ids, sizes = find_numbered(args.input, cfg.DATASETS.IMAGE_ROOT)
     detector = engine.load_detector(cfg, weights)
-    classes = read_classes(engine, cfg, detector)
+    classes = read_classes(engine, cfg, detector, args.run)
     images = ImageFiles(files, ids, engine.test_mapper(cfg), cfg.TEST.IMS_PER_BATCH, args.skip_unreadable, sizes)
     device = next(detector.parameters()).device
     with Rows(args.output) as rows, tqdm(total=len(files), unit="image") as bar:
@@ -119,6 +119,17 @@ def of_images(args: argparse.Namespace, engine: Engine, cfg: CfgNode, weights: s
     if images.skipped:
         log.warning("skipped %d unreadable images, the first: %s", len(images.skipped), images.skipped[0])
     log.info("%s: %d detections in %d images", args.output, rows.count, len(images.records))
+
+
+def yolo_folder(folder: Path) -> Path:
+    """The folder of --format yolo, made.
+
+    Raises:
+        DataError: where it holds labels that are no predictions: they would be lost.
+    """
+    if (folder / "labels").exists() and not (folder / "detections.json").exists():
+        raise DataError(f"--output {folder}: its labels/ are no predictions of this command; choose another folder")
+    return try_folder(folder, "--output")
 
 
 def write(args: argparse.Namespace, rows: Rows, records: list[Record], classes: Dataset, root: Path) -> None:
@@ -172,9 +183,9 @@ def of_video(args: argparse.Namespace, engine: Engine, cfg: CfgNode, weights: st
     path = Path(videos[0])
     frames = VideoFrames(path, engine.test_mapper(cfg), cfg.TEST.IMS_PER_BATCH)
     detector = engine.load_detector(cfg, weights)
-    classes = read_classes(engine, cfg, detector)
+    classes = read_classes(engine, cfg, detector, args.run)
     device = next(detector.parameters()).device
-    drawn = AnnotatedVideo(args.draw / f"{path.stem}.mp4", frames.rate) if args.draw else None
+    drawn = AnnotatedVideo(args.draw / f"{path.stem}_found.mp4", frames.rate) if args.draw else None
     with Rows(args.output) as rows, tqdm(unit="frame") as bar, drawn or nullcontext():
         for batch, pictures in frames:
             found = detect_all(detector, [batch], device)

@@ -38,8 +38,9 @@ from sed.studies.own_config import LEAST_STEPS
 from sed.studies.own_run import CONFIG, REPORT, SUPERVISED, compare_pair, train_pair
 
 ASKED = "asked.json"
-LEFT = ("run.lock", "check.html", "trial.log")  # of a call that found an error in the data
+LEFT = ("run.lock", "check.html", "trial.log", FRAMES)  # of a call that found an error in the data
 OWN = ("ENGINE", "OUTPUT_DIR", "DATASETS.TRAIN", "DATASETS.UNLABELED", "DATASETS.TEST", "SEMI.METHOD")
+CORRECTED = ("time", "steps", "method", "baseline", "words")  # may change until a training has saved something
 METHODS = ("sed_plus", "pseudo_label", "sed", SUPERVISED)
 
 
@@ -81,9 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if not (output / CONFIG).exists():
                 try:
                     prepare(args, output, command())
-                except (*USER_ERRORS, SystemExit):  # to be put right: only pages of it stay
-                    for folder in (SETS, FRAMES):
-                        shutil.rmtree(output / folder, ignore_errors=True)
+                except (*USER_ERRORS, SystemExit):  # to be put right: pages and frames of it stay
+                    shutil.rmtree(output / SETS, ignore_errors=True)
                     (output / ASKED).unlink()
                     raise
             train(args, output)
@@ -113,12 +113,20 @@ def claim(args: argparse.Namespace, output: Path) -> None:
     path = output / ASKED
     if path.exists():
         there = json.loads(path.read_text())
-        changed = [f"{key} {there.get(key)!r}, now {asked[key]!r}" for key in asked if there.get(key) != asked[key]]
-        if changed:
+        changed = [key for key in asked if there.get(key) != asked[key]]
+        begun = [*output.glob("*/checkpoint_*.pth"), *output.glob("*/model_final.pth")]
+        if changed and (begun or not set(changed) <= set(CORRECTED)):
+            told = "; ".join(f"{key} {there.get(key)!r}, now {asked[key]!r}" for key in changed)
             raise ConfigError(
-                f"{output} holds a run that was asked for with {'; '.join(changed)}: choose another --output, or "
-                "delete the folder"
+                f"{output} holds a run that was asked for with {told}: choose another --output, or delete the folder"
             )
+        if changed:  # before the first checkpoint: the data stay as they were read, the rest is chosen anew
+            (output / CONFIG).unlink(missing_ok=True)
+            for name in (*METHODS, "trial"):
+                shutil.rmtree(output / name, ignore_errors=True)
+            save_text(json.dumps(asked, indent=1), path)
+        if (output / SETS).exists():
+            print(f"going on with the data as they were read; another --output reads {args.data} anew")
         return
     others = [p.name for p in output.iterdir() if p.name not in LEFT and not p.name.startswith(".")]
     if others:

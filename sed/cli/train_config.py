@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ import torch
 from fvcore.common.config import CfgNode
 
 from sed.checks.check import Report, check_data
-from sed.checks.findings import ERROR
+from sed.checks.findings import ERROR, WARNING
 from sed.checks.images import default_workers
 from sed.checks.page import data_page, verdict
 from sed.cli.check import as_word, make_setup, print_findings, show_progress
@@ -27,11 +28,21 @@ from sed.data.files import save_text
 from sed.data.own_sets import TRAIN, UNLABELED, VAL, make_sets
 from sed.defaults import CLASSES_KEYS
 from sed.runtime.engine import Engine
-from sed.studies.own_config import LEAST_STEPS, Choice, recipe, recipes, schedule, small_sizes, steps_in, write_config
+from sed.studies.own_config import (
+    EVALUATIONS,
+    LEAST_STEPS,
+    Choice,
+    recipe,
+    recipes,
+    schedule,
+    seconds_a_step,
+    small_sizes,
+    write_config,
+)
 from sed.studies.own_run import CONFIG, SUPERVISED, cores, gpu, measure_steps
 
 SETS = "sets"
-RESERVED = 0.85  # share of --time that trainings get; the rest is reading, evaluation and luck
+RESERVED = 0.85  # share of --time that trainings and evaluations get; the rest is reading and luck
 
 
 def prepare(args: argparse.Namespace, output: Path, command: str) -> None:
@@ -48,13 +59,14 @@ def prepare(args: argparse.Namespace, output: Path, command: str) -> None:
         SystemExit: where the check finds errors; all are named, on the page too.
     """
     if not (output / SETS).exists():
-        make_sets(args.data, args.val, args.unlabeled, output / SETS, print)
+        root = dict(zip(args.opts[::2], args.opts[1::2], strict=False)).get("DATASETS.IMAGE_ROOT", "")
+        make_sets(args.data, args.val, args.unlabeled, output / SETS, print, root)
     base, why = recipe(gpu())
     print(why)
     file = str(recipes() / base)
     words = own_words(args, output)
     engine = pick(file, words)
-    cfg = engine.load_config(file, words)
+    cfg = engine.load_config(file, [*words, *args.opts])
     choices = choose(cfg, examine(cfg, output / SETS), base)
     cfg = engine.load_config(file, [*words, *flat(choices), *args.opts])
     if args.steps:
@@ -100,6 +112,9 @@ def examine(cfg: CfgNode, sets: Path) -> Report:
     page = sets.parent / "check.html"
     save_text(data_page(report, "Data check", line), page)
     print_findings(report, (ERROR,))
+    for kind, code, number, _ in report.found.groups():
+        if kind.severity == WARNING:
+            print(f"warning [{code}] {kind.title}: {number}")
     print(f"{verdict(report)} {page}")
     if report.found.has(ERROR):
         sys.exit(1)
@@ -116,7 +131,7 @@ def choose(cfg: CfgNode, report: Report, base: str) -> list[Choice]:
         raise DataError("--data: no box that can be trained on; check.html has what is wrong with them")
     if base == "custom.yaml":
         choices = [Choice(row.key, row.value, row.reason) for row in report.advice]
-        bad = not torch.cuda.is_bf16_supported()
+        bad = not torch.version.hip and torch.cuda.get_device_capability() < (8, 0)
         return choices + [Choice("SOLVER.AMP.ENABLED", False, "this GPU has no bfloat16")] * bad
     choices = small_sizes(report.boxes, report.frames)
     rows = (("SEMI.IMS_PER_BATCH_LABELED", report.labelled), ("SEMI.IMS_PER_BATCH_UNLABELED", report.unlabelled))
@@ -137,14 +152,17 @@ def fit(
     print("measuring a step", flush=True)
     supervised, both = measure_steps(["--config-file", *line], trial, threads)
     share = cfg.SEMI.BURN_IN / cfg.SOLVER.MAX_ITER
-    per_step = (supervised, supervised if alone else both)
-    steps = steps_in(RESERVED * args.time, per_step, share, jobs > 1, not args.no_baseline and not alone)
+    pair = not args.no_baseline and not alone
+    cost = seconds_a_step((supervised, supervised if alone else both), share, jobs > 1, pair)
+    images = len(load_dataset(cfg.DATASETS.TEST[0]))
+    passes = (EVALUATIONS * 2 + 2) * (1 + pair)  # of student and teacher over the images to evaluate on
+    evaluation = passes / jobs * images * supervised / cfg.SEMI.IMS_PER_BATCH_LABELED / 2  # half of a training step's
+    steps = int((RESERVED * args.time - evaluation) / cost)
     told = f"{supervised:.2f} s a supervised step, {both:.2f} s one with unlabelled images"
     if steps < LEAST_STEPS:
-        raise ConfigError(
-            f"--time {args.time:g}s: that is {steps} steps here ({told}); expected "
-            f"{args.time * LEAST_STEPS / max(steps, 1):.0f}s or more"
-        )
+        least = math.ceil((LEAST_STEPS * cost + evaluation) / RESERVED)
+        few = f"--time {args.time:g}s: that is {max(steps, 0)} steps here ({told})"
+        raise ConfigError(f"{few}; expected {least}s or more")
     return steps, dict(leaves(cfg)), f"--time; {told}"
 
 

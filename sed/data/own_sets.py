@@ -31,13 +31,16 @@ from sed.data.video import SUFFIXES as VIDEO_SUFFIXES
 from sed.data.video import keep_frames
 
 TRAIN, VAL, UNLABELED, FRAMES = "train.json", "val.json", "unlabeled.json", "frames"
+CLASSES = "classes.json"  # [{"id", "name"}], COCO's categories: what predictions are called
 HELD_OUT = 0.2  # share of the labelled images that is evaluated on where nothing else is
 LEAST = 5  # labelled images: fewer cannot be divided
 SEED = 0
+# A split that is not there, in the words of `sed.data.layouts` and `sed.data.yolo`
+NO_SPLIT = ("no annotations of the val split", "it has no val images", "which is not there")
 Tell = Callable[[str], None]
 
 
-def make_sets(data: str, val: str, unlabeled: Sequence[str], folder: Path, tell: Tell) -> None:
+def make_sets(data: str, val: str, unlabeled: Sequence[str], folder: Path, tell: Tell, image_root: str = "") -> None:
     """Write the jsons into `folder`, which appears whole; frames of videos lie beside it, in `frames`.
 
     Args:
@@ -46,15 +49,17 @@ def make_sets(data: str, val: str, unlabeled: Sequence[str], folder: Path, tell:
         unlabeled: folders, videos, jsons, lists of paths (.txt) and single images; may be empty.
         folder: must not exist.
         tell: is given a line for the user.
+        image_root: of the jsons' images, see `sed.data.locate`.
 
     Raises:
         DataError: for what cannot be read or used.
     """
-    train = load_dataset(data)
+    train = load_dataset(data, image_root)
     tell(f"labelled: {data}, {_counts(train)}; classes: {', '.join(train.classes)}")
     val = val or _own_val(data, train, tell)
     if val:
-        tested = reorder(load_dataset(val), train.classes, train.name, subset=True)
+        tested = reorder(load_dataset(val, image_root), train.classes, train.name, subset=True)
+        tested = replace(tested, category_ids=train.category_ids)
         tell(f"to evaluate on: {val}, {_counts(tested)}")
         train = _without_tested(train, tested, tell)
     else:
@@ -63,19 +68,29 @@ def make_sets(data: str, val: str, unlabeled: Sequence[str], folder: Path, tell:
     _tell_unseen(train, tested, tell)
     extra = list(_unlabeled(unlabeled, folder.parent / FRAMES, tell))
     if unlabeled:
-        extra = without_copies(without_labeled(extra, [*train.records, *tested.records]), train, tested, tell)
+        shown = [r for r in train.records if any(not a["iscrowd"] for a in r["annotations"])]
+        if len(shown) < len(train):
+            tell(f"{len(train) - len(shown)} labelled images have no box: they are not learned from as labelled ones")
+        labeled = [*shown, *tested.records]
+        extra, found = without_copies(without_labeled(extra, labeled), labeled, tell), len(extra)
         if not extra:
-            raise DataError(f"--unlabeled {' '.join(unlabeled)}: each of its images is a labelled one; name others")
+            why = f"each of its {found} images is a labelled one" if found else "none of its images can be read"
+            raise DataError(f"--unlabeled {' '.join(unlabeled)}: {why}; name others")
         tell(f"unlabelled: {len(extra)} images")
     work = new_folder(folder)
     for name, part in ((TRAIN, train), (VAL, tested), (UNLABELED, Dataset("", extra))):
         if part.records:
             save_text(json.dumps(as_coco(part)), work / name)
+    save_text(json.dumps(as_coco(replace(train, records=[]))["categories"]), work / CLASSES)
     work.rename(folder)
 
 
-def hold_out(dataset: Dataset) -> tuple[Dataset, Dataset]:
+def hold_out(dataset: Dataset, same: Callable[[str], str] = file_hash) -> tuple[Dataset, Dataset]:
     """A seeded fifth of the images with boxes is taken out, but no class loses its last image but one.
+
+    Args:
+        dataset: labelled images.
+        same: file -> what is equal of equal images, which stay together.
 
     Raises:
         DataError: where there are too few.
@@ -87,14 +102,18 @@ def hold_out(dataset: Dataset) -> tuple[Dataset, Dataset]:
             "label some more, or name images to evaluate on by --val"
         )
     left = Counter(c for record in records for c in _classes_of(record))
-    order = sorted(range(len(records)), key=lambda i: str(records[i]["file_name"]))
-    random.Random(SEED).shuffle(order)
+    alike: dict[str, list[int]] = {}
+    for i in sorted(range(len(records)), key=lambda i: str(records[i]["file_name"])):
+        alike.setdefault(same(records[i]["file_name"]), []).append(i)
+    groups = list(alike.values())
+    random.Random(SEED).shuffle(groups)
     wanted, chosen = max(1, round(HELD_OUT * len(records))), set()
     for least in (2, 1):  # images of each class that stay
-        for i in order:
-            here = _classes_of(records[i])
-            if len(chosen) < wanted and i not in chosen and all(left[c] > least for c in here):
-                chosen.add(i)
+        for group in groups:
+            here = Counter(c for i in group for c in _classes_of(records[i]))
+            fits = len(chosen) + len(group) <= wanted and chosen.isdisjoint(group)
+            if fits and all(left[c] - count >= least for c, count in here.items()):
+                chosen.update(group)
                 left.subtract(here)
     if not chosen:
         raise DataError(f"{dataset.name}: each image has the only object of a class; label more of them")
@@ -117,14 +136,14 @@ def as_coco(dataset: Dataset) -> dict[str, Any]:
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def without_copies(records: Sequence[Record], train: Dataset, tested: Dataset, tell: Tell) -> list[Record]:
+def without_copies(records: Sequence[Record], labeled: Sequence[Record], tell: Tell) -> list[Record]:
     """The records whose file is no copy, byte for byte, of a labelled one."""
-    labeled = [r["file_name"] for part in (train, tested) for r in part.records]
-    sizes = {os.path.getsize(path) for path in labeled}
+    files = [record["file_name"] for record in labeled]
+    sizes = {os.path.getsize(path) for path in files}
     same = [r for r in records if os.path.getsize(r["file_name"]) in sizes]
     if not same:
         return list(records)
-    hashes = {file_hash(path) for path in labeled}
+    hashes = {file_hash(path) for path in files}
     copies = {id(r) for r in same if file_hash(r["file_name"]) in hashes}
     if copies:
         tell(f"{len(copies)} unlabelled images are copies of labelled ones and were left out")
@@ -134,12 +153,14 @@ def without_copies(records: Sequence[Record], train: Dataset, tested: Dataset, t
 def _own_val(data: str, train: Dataset, tell: Tell) -> str:
     """The validation split that the labelled images' own folder or data.yaml has; "" for none."""
     place, split = split_of(data)
-    if split or not (Path(place).is_dir() or is_yolo_file(Path(place))):
+    if split not in ("", "train") or not (Path(place).is_dir() or is_yolo_file(Path(place))):
         return ""
     try:
         found = load_dataset(f"{place}:val", labeled=False)
     except DataError as error:
-        tell(f"no validation split in it ({error})")
+        if not any(words in str(error) for words in NO_SPLIT):
+            raise DataError(f"the validation split: {error}; or name images to evaluate on by --val") from None
+        tell("no validation split in it")
         return ""
     if not without_labeled(train.records, found.records, "to evaluate on"):
         tell("its validation split holds the same images: it is none")
@@ -162,6 +183,9 @@ def _tell_unseen(train: Dataset, tested: Dataset, tell: Tell) -> None:
     if only := sorted(there[1] - there[0]):
         names = ", ".join(train.classes[c] for c in only)
         tell(f"warning: {names}: only in images to evaluate on, none to learn from")
+    if only := sorted(there[0] - there[1]):
+        names = ", ".join(train.classes[c] for c in only)
+        tell(f"warning: {names}: no object among the images to evaluate on, so the report says nothing of it")
 
 
 def _classes_of(record: Record) -> set[int]:

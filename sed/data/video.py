@@ -64,8 +64,8 @@ def keep_frames(path: Path, folder: Path, tell: Callable[[str], None]) -> list[P
     Raises:
         DataError: see `read_frames`.
     """
-    place = hashlib.sha1(os.path.abspath(path).encode(), usedforsecurity=False).hexdigest()[:8]
-    to = folder / f"{path.stem}_{place}"  # videos of equal names may lie in several folders
+    about = f"{os.path.abspath(path)} {path.stat().st_size} {path.stat().st_mtime_ns}"  # names may be equal
+    to = folder / f"{path.stem}_{hashlib.sha1(about.encode(), usedforsecurity=False).hexdigest()[:8]}"
     if not to.exists():
         work = new_folder(to)
         last, seen = None, 0

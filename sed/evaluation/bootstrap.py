@@ -20,6 +20,7 @@ from sed.data.records import Dataset
 from sed.evaluation.coco import compared
 
 DRAWS, LEVEL = 1000, 0.95
+LEAST_IMAGES = 5  # with objects: fewer draws of them say nothing, the interval is NaN
 RECALLS = np.linspace(0.0, 1.0, 101)
 _ALL_SIZES = "all"
 
@@ -142,12 +143,18 @@ def compare(
     images = len(dataset.records)
     generator = np.random.default_rng(seed)
     drawn = np.concatenate([np.ones((1, images), int), generator.multinomial(images, [1 / images] * images, draws)])
+    few = [np.count_nonzero(one.objects) < LEAST_IMAGES for one in sides[0]]
     both = [average_precision(side, drawn) for side in sides]  # [1 + B, K]
     by_class = both[1] - both[0]
     there = np.flatnonzero(~np.isnan(by_class[0]))
     rows = {"AP": _mean(both[1][:, there]) - _mean(both[0][:, there])}
-    rows |= {dataset.classes[k]: by_class[:, k] for k in there}
-    return {name: _interval(values, level) for name, values in rows.items()}
+    found = {name: _interval(values, level) for name, values in rows.items()}
+    if np.count_nonzero(sum(one.objects for one in sides[0])) < LEAST_IMAGES:
+        found["AP"] = found["AP"]._replace(low=np.nan, high=np.nan)
+    for k in there:
+        row = _interval(by_class[:, k], level)
+        found[dataset.classes[k]] = row._replace(low=np.nan, high=np.nan) if few[k] else row
+    return found
 
 
 def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:

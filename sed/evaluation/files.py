@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,8 +45,15 @@ def find_images(inputs: Sequence[str]) -> tuple[Path, list[Path]]:
     if any(other != root for other in roots):
         resolved = [other.resolve() for other in roots]
         root = next(p for p in (resolved[0], *resolved[0].parents) if all(o.is_relative_to(p) for o in resolved))
-        files = [file.resolve() for file in files]
+        tops = dict(zip(map(Path, inputs), resolved, strict=True))
+        files = [_below(file, tops) for file in files]
     return root, list(dict.fromkeys(files))
+
+
+def _below(file: Path, tops: Mapping[Path, Path]) -> Path:
+    """A file found below an input, with that input's folder resolved; the file itself may be a link to elsewhere."""
+    top = next(item for item in tops if file == item or file.is_relative_to(item))
+    return tops[top] / (file.name if file == top else file.relative_to(top))
 
 
 def find_numbered(

@@ -5,10 +5,12 @@ Rows are those of `sed.evaluation.result_files.Rows`: COCO results with the file
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from sed.data.errors import DataError
 from sed.data.files import save_text
 from sed.data.records import Dataset, Record
 
@@ -36,7 +38,14 @@ def write_yolo(
         records: of all images.
         names: image id -> its file below the common folder, with slashes.
         classes: the classes; their numbers are 0, 1, ... in this order.
+
+    Raises:
+        DataError: for two images whose names differ by the suffix alone.
     """
+    paths = {i: PurePosixPath(name).with_suffix(".txt") for i, name in names.items()}
+    if len(set(paths.values())) < len(paths):
+        twice = next(path for path, count in Counter(paths.values()).items() if count > 1)
+        raise DataError(f"--format yolo: two images have the same label file, labels/{twice}; rename one of them")
     number, found = {c: i for i, c in enumerate(classes.category_ids)}, by_image(rows)
     for record in records:
         lines, width, height = [], record["width"], record["height"]
@@ -45,7 +54,7 @@ def write_yolo(
             shares = ((x + w / 2) / width, (y + h / 2) / height, w / width, h / height)
             told = " ".join(f"{min(max(share, 0), 1):.6f}" for share in shares)
             lines.append(f"{number[row['category_id']]} {told} {row['score']:.4f}\n")
-        path = folder / "labels" / PurePosixPath(names[record["image_id"]]).with_suffix(".txt")
+        path = folder / "labels" / paths[record["image_id"]]
         path.parent.mkdir(parents=True, exist_ok=True)
         save_text("".join(lines), path)
     save_text("".join(f"{name}\n" for name in classes.classes), folder / "classes.txt")

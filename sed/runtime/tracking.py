@@ -18,7 +18,7 @@ class Tracker:
 
     Args:
         kind: "wandb" or "trackio", the value of TRACKER.
-        folder: OUTPUT_DIR; its name is the run's, its path the run's identity.
+        folder: OUTPUT_DIR; the last two names of its path are the run's, all of it is the run's identity.
         config: dotted key -> value.
 
     Raises:
@@ -29,11 +29,11 @@ class Tracker:
         if find_spec(kind) is None:
             raise EngineError(f"TRACKER is {kind}, which is not installed: pip install {kind}, or TRACKER ''")
         self._module = import_module(kind)
-        more = {}
-        if kind == "wandb":
-            identity = hashlib.sha1(str(folder.resolve()).encode(), usedforsecurity=False).hexdigest()[:12]
-            more = {"id": identity, "dir": str(folder)}
-        self._module.init(project="ssod", name=folder.name, config=dict(config), resume="allow", **more)
+        identity = hashlib.sha1(str(folder.resolve()).encode(), usedforsecurity=False).hexdigest()[:12]
+        more = {"id": identity, "dir": str(folder)} if kind == "wandb" else {}
+        name = f"{folder.resolve().parent.name}/{folder.name}"
+        name = name if more else f"{name}-{identity[:6]}"  # trackio goes on by the name
+        self._module.init(project="ssod", name=name, config=dict(config), resume="allow", **more)
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
         """Send the scalars of the state after `step` steps; what is not finite is left out."""

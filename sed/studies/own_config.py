@@ -18,6 +18,7 @@ SIDES = (208, 320)  # pixels of the short side on a CPU, limits
 SPREAD = 0.08  # the short side in training is drawn from so much less to so much more
 LONGEST = 1.54  # long by short side at most, as in custom_small.yaml
 LEAST_STEPS = 40
+EVALUATIONS = 4  # of a training
 
 
 class Choice(NamedTuple):
@@ -82,16 +83,15 @@ def schedule(steps: int, config: Mapping[str, Any], why: str) -> list[Choice]:
         Choice("SOLVER.STEPS", [max(1, round(step * share)) for step in config["SOLVER.STEPS"]], "in proportion"),
         Choice("SOLVER.WARMUP_ITERS", min(part("SOLVER.WARMUP_ITERS"), steps // 8), "in proportion"),
         Choice("SOLVER.CHECKPOINT_PERIOD", max(10, steps // 8), "steps that a power cut costs at most"),
-        Choice("TEST.EVAL_PERIOD", max(1, steps // 4), "four points of the curves"),
+        Choice("TEST.EVAL_PERIOD", max(1, steps // EVALUATIONS), "points of the curves"),
         Choice("SEMI.BURN_IN", part("SEMI.BURN_IN"), "in proportion"),
     ]
 
 
-def steps_in(seconds: float, per_step: tuple[float, float], burn_in: float, side_by_side: bool, baseline: bool) -> int:
-    """How many steps fit in a time.
+def seconds_a_step(per_step: tuple[float, float], burn_in: float, side_by_side: bool, baseline: bool) -> float:
+    """Seconds of all trainings together, for each step of one of them.
 
     Args:
-        seconds: of all trainings together.
         per_step: seconds of a supervised step and of one with unlabelled images.
         burn_in: share of the steps that are burn-in, which baseline and method share.
         side_by_side: whether baseline and method train at the same time.
@@ -99,7 +99,7 @@ def steps_in(seconds: float, per_step: tuple[float, float], burn_in: float, side
     """
     supervised, both = per_step
     rest = max(supervised, both) if side_by_side else both + supervised * baseline
-    return int(seconds / (burn_in * supervised + (1 - burn_in) * rest))
+    return burn_in * supervised + (1 - burn_in) * rest
 
 
 def write_config(changes: Mapping[str, Any], choices: Sequence[Choice], head: str) -> str:

@@ -46,14 +46,22 @@ def measure_steps(words: Sequence[str], folder: Path, threads: int) -> tuple[flo
     """
     seconds = []
     for burn_in in (TRIAL, 0):
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
         short = ["SOLVER.MAX_ITER", str(TRIAL), "SEMI.BURN_IN", str(burn_in), "TEST.EVAL_PERIOD", "0"]
         short += ["SOLVER.STEPS", "()", "SOLVER.WARMUP_ITERS", "5", "OUTPUT_DIR", str(folder)]
         short += ["SED_PLUS.THRESHOLD", "0.05", "PSEUDO_LABEL.THRESHOLD", "0.05"]  # so that there are pseudo-labels
-        call("sed.cli.train_net", [*words, *short], folder.with_suffix(".log"), threads)
-        seconds.append(read_metrics(folder / METRICS_FILE)[-1]["seconds_per_step"])
-    shutil.rmtree(folder)
+        short += ["DATASETS.TEST", "[]", "TRACKER", ""]
+        try:
+            call("sed.cli.train_net", [*words, *short], folder.with_suffix(".log"), threads)
+            seconds.append(next(r["seconds_per_step"] for r in read_metrics(folder / METRICS_FILE) if "loss" in r))
+        finally:
+            remove(folder)
     return seconds[0], seconds[1]
+
+
+def remove(folder: Path) -> None:
+    """Delete a folder, if there is one."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def train_pair(output: Path, cfg: CfgNode, load: Load, baseline: bool, jobs: int, threads: int) -> list[str]:
@@ -95,7 +103,8 @@ def compare_pair(output: Path, cfg: CfgNode, names: Sequence[str], commands: Seq
     tell(f"\n{format_table(table_rows(*runs))}\n")
     if len(runs) == 1:
         keep_model(cfg, output, names[0], better_model(runs[0]))
-        tell("Whether the unlabelled images helped only a baseline can tell.")
+        if names[0] != SUPERVISED:
+            tell("Whether the unlabelled images helped only a baseline can tell.")
         return
     pair = Pair(runs[0], runs[1], (found[0], found[1]), test)
     difference, by_class = pair.differences()

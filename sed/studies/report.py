@@ -78,14 +78,15 @@ def _luck(difference: Difference) -> str:
     """Whether a difference may be the luck of the test images."""
     low, high = difference.low, difference.high
     if not (math.isfinite(low) and math.isfinite(high)):
-        return ""
+        return " There are too few test images to tell it from luck."
     told = f"95 % interval over the choice of test images: {low:+.1f} to {high:+.1f} AP"
     return f" {told}." if low > 0 or high < 0 else f" That may be luck: it holds 0 ({told})."
 
 
 def _lost(by_class: Mapping[str, Difference]) -> str:
-    """The classes that the treatment has certainly made worse."""
-    rows = sorted((row.mean, f"{name} ({row.mean:+.1f} AP)") for name, row in by_class.items() if row.high < 0)
+    """The classes whose interval is below 0."""
+    several = by_class.items() if len(by_class) > 1 else ()
+    rows = sorted((row.mean, f"{name} ({row.mean:+.1f} AP)") for name, row in several if row.high < 0)
     return f" It lost on {', '.join(told for _, told in rows)}." if rows else ""
 
 
@@ -191,10 +192,14 @@ def _class_table(by_class: Mapping[str, Difference]) -> str:
     if len(by_class) < 2:
         return ""
     rows = "".join(
-        f"<tr><th>{html.escape(name)}</th><td>{row.mean:+.1f}</td><td>{row.low:+.1f} to {row.high:+.1f}</td></tr>"
+        f"<tr><th>{html.escape(name)}</th><td>{row.mean:+.1f}</td><td>{_range(row)}</td></tr>"
         for name, row in by_class.items()
     )
     return (
         "<section><h2>Class by class</h2><p>AP more or less than the baseline, 95 % interval over the choice of test "
         f"images.</p><table><thead><tr><th></th><th>AP</th><th>interval</th></tr></thead>{rows}</table></section>"
     )
+
+
+def _range(row: Difference) -> str:
+    return f"{row.low:+.1f} to {row.high:+.1f}" if math.isfinite(row.low) else "too few images"

@@ -33,7 +33,8 @@ def make(tmp_path):
     def call(data, val="", unlabeled=()):
         told = []
         make_sets(str(data), str(val), [str(path) for path in unlabeled], tmp_path / "run" / "sets", told.append)
-        found = {p.stem: load_coco(p, labeled=p.stem != "unlabeled") for p in (tmp_path / "run" / "sets").iterdir()}
+        paths = [p for p in (tmp_path / "run" / "sets").iterdir() if p.stem != "classes"]
+        found = {p.stem: load_coco(p, labeled=p.stem != "unlabeled") for p in paths}
         return found, told
 
     return call
@@ -87,17 +88,17 @@ def test_held_out_is_a_seeded_fifth_and_no_class_is_lost():
         return {"file_name": f"{i:02d}.jpg", "image_id": i, "annotations": [{"category_id": c} for c in classes]}
 
     records = [record(i, 0) for i in range(18)] + [record(18, 1), record(19, 0, 1), record(20)]
-    train, val = hold_out(Dataset("x", records, ("a", "b")))
+    train, val = hold_out(Dataset("x", records, ("a", "b")), str)
     assert len(val) == 4
     assert len(train) == 17
     assert any(a["category_id"] == 1 for r in train.records for a in r["annotations"])
-    again = hold_out(Dataset("x", records[::-1], ("a", "b")))[1]
+    again = hold_out(Dataset("x", records[::-1], ("a", "b")), str)[1]
     assert {r["image_id"] for r in again.records} == {r["image_id"] for r in val.records}
     assert records[20] in train.records  # background is not evaluated on
     with pytest.raises(DataError, match="4 images with boxes; expected 5 or more"):
-        hold_out(Dataset("x", records[:4], ("a", "b")))
+        hold_out(Dataset("x", records[:4], ("a", "b")), str)
     with pytest.raises(DataError, match="the only object of a class"):
-        hold_out(Dataset("x", [record(i, i) for i in range(6)], tuple("abcdef")))
+        hold_out(Dataset("x", [record(i, i) for i in range(6)], tuple("abcdef")), str)
 
 
 def test_unlabelled_images_come_from_all_kinds_of_sources_once(small, tmp_path, make):
@@ -179,3 +180,43 @@ def test_videos_of_equal_names_do_not_mix(small, tmp_path, make):
         clips.append(video(tmp_path / folder / "clip.mp4", [scene] * 10))
     found, _ = make(small.names["labelled"][0], unlabeled=clips)
     assert len(found["unlabeled"]) == 2
+
+
+def test_equal_images_are_held_out_together():
+    records = [
+        {"file_name": f"{i:02d}.jpg", "image_id": i, "annotations": [{"category_id": 0}]} for i in range(20)
+    ]  # each file twice
+    train, val = hold_out(Dataset("x", records, ("a",)), lambda name: str(int(name[:2]) // 2))
+    pairs = [{r["image_id"] // 2 for r in part.records} for part in (train, val)]
+    assert pairs[0].isdisjoint(pairs[1])
+    assert len(val) == 4
+
+
+def test_labelled_images_without_a_box_may_be_unlabelled_ones(small, tmp_path, make):
+    content = json.loads(Path(small.names["labelled"][0]).read_text())
+    root = Path(small.names["labelled"][0]).parent
+    content["images"] = [{**i, "file_name": os.path.abspath(root / i["file_name"])} for i in content["images"]]
+    first = content["images"][0]
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] != first["id"]]
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    (tmp_path / "photos").mkdir()
+    for image in content["images"]:
+        os.symlink(image["file_name"], tmp_path / "photos" / os.path.basename(image["file_name"]))
+    found, told = make(tmp_path / "train.json", small.names["test"][0], [tmp_path / "photos"])
+    assert [os.path.basename(r["file_name"]) for r in found["unlabeled"].records] == [
+        os.path.basename(first["file_name"])
+    ]
+    assert any(line.startswith("1 labelled images have no box") for line in told)
+
+
+def test_categories_keep_the_ids_of_the_labelled_set(small, tmp_path, make):
+    content = json.loads(Path(small.names["test"][0]).read_text())
+    root = Path(small.names["test"][0]).parent
+    content["categories"] = [{"id": 9, "name": "owl"}]
+    content["annotations"] = [{**a, "category_id": 9} for a in content["annotations"] if a["category_id"] == 5]
+    content["images"] = [{**i, "file_name": os.path.abspath(root / i["file_name"])} for i in content["images"]]
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    found, _ = make(small.names["labelled"][0], tmp_path / "val.json")
+    assert found["val"].category_ids == found["train"].category_ids == (1, 2, 5)
+    rows = json.loads((tmp_path / "run" / "sets" / "classes.json").read_text())
+    assert rows == [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}, {"id": 5, "name": "owl"}]

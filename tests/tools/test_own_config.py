@@ -8,7 +8,7 @@ import yaml
 
 from sed.config import leaves, load_config
 from sed.studies import own_config
-from sed.studies.own_config import Choice, recipe, recipes, schedule, small_sizes, steps_in, write_config
+from sed.studies.own_config import Choice, recipe, recipes, schedule, seconds_a_step, small_sizes, write_config
 from sed.studies.own_run import training_seconds
 
 
@@ -46,11 +46,11 @@ def test_a_schedule_keeps_the_proportions_of_its_recipe(base, steps):
     load_config(str(recipes() / base), words)  # which refuses what cannot be trained
 
 
-def test_steps_that_fit_in_a_time():
-    assert steps_in(100, (0.5, 1.0), 0.2, side_by_side=False, baseline=True) == 76  # 100 / (.2 .5 + .8 1.5)
-    assert steps_in(100, (0.5, 1.0), 0.2, side_by_side=True, baseline=True) == 111  # 100 / (.2 .5 + .8 1.0)
-    assert steps_in(100, (0.5, 1.0), 0.2, side_by_side=False, baseline=False) == 111
-    assert steps_in(1, (0.5, 1.0), 0.2, side_by_side=True, baseline=True) == 1
+def test_seconds_of_all_trainings_for_a_step():
+    cost = seconds_a_step
+    assert cost((0.5, 1.0), 0.2, side_by_side=False, baseline=True) == pytest.approx(0.2 * 0.5 + 0.8 * 1.5)
+    assert cost((0.5, 1.0), 0.2, side_by_side=True, baseline=True) == pytest.approx(0.2 * 0.5 + 0.8 * 1.0)
+    assert cost((0.5, 1.0), 0.2, side_by_side=False, baseline=False) == pytest.approx(0.2 * 0.5 + 0.8 * 1.0)
 
 
 def test_the_recipe_is_that_of_the_machine(monkeypatch):

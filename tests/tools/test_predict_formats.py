@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -127,6 +128,26 @@ def test_yolo_predictions_read_back_as_labels(tmp_path):
     assert record["annotations"][0]["category_id"] == 1
 
 
+def test_labels_that_are_no_predictions_are_not_written_over(trained, photos, tmp_path):
+    (tmp_path / "mine" / "labels").mkdir(parents=True)
+    words = ["--run", str(trained), "--input", str(photos), "--format", "yolo"]
+    with pytest.raises(SystemExit, match="its labels/ are no predictions of this command"):
+        predict.main([*words, "--output", str(tmp_path / "mine")])
+    shutil.copy(photos / "a.png", photos / "a.bmp")
+    with pytest.raises(SystemExit, match=r"two images have the same label file, labels/a\.txt"):
+        predict.main([*words, "--output", str(tmp_path / "other")])
+
+
+def test_links_of_several_inputs_keep_their_own_names(trained, photos, tmp_path):
+    (tmp_path / "more").mkdir()
+    os.symlink(photos / "a.png", tmp_path / "more" / "linked.png")
+    out = tmp_path / "found.json"
+    words = ["--run", str(trained), "--output", str(out), "--score-threshold", "0"]
+    predict.main([*words, "--input", str(photos), str(tmp_path / "more")])
+    names = {row["file_name"] for row in json.loads(out.read_text())}
+    assert names == {"photos/a.png", "photos/b.png", "photos/deep/c.png", "more/linked.png"}
+
+
 def test_a_video_has_rows_by_frame_and_a_drawn_copy(trained, digits, tmp_path):
     pictures = [cv2.imread(str(digits / "train" / f"0000{i}.png")) for i in range(3)]
     clip = video(tmp_path / "clip.mp4", pictures)
@@ -135,7 +156,7 @@ def test_a_video_has_rows_by_frame_and_a_drawn_copy(trained, digits, tmp_path):
     rows = json.loads((tmp_path / "found.json").read_text())
     assert {row["image_id"] for row in rows} == {0, 1, 2}
     assert {row["file_name"] for row in rows} == {"clip.mp4"}
-    drawn = cv2.VideoCapture(str(tmp_path / "drawn" / "clip.mp4"))
+    drawn = cv2.VideoCapture(str(tmp_path / "drawn" / "clip_found.mp4"))
     assert drawn.get(cv2.CAP_PROP_FRAME_COUNT) == 3
     assert drawn.get(cv2.CAP_PROP_FPS) == 10
     with pytest.raises(SystemExit, match="a video is given alone"):

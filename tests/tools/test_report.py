@@ -94,7 +94,19 @@ def test_the_verdict_says_whether_it_may_be_luck(runs):
     assert said.endswith("times the seconds. 95 % interval over the choice of test images: +2.1 to +7.9 AP.")
     said = verdict(*runs, Difference(5.0, -0.5, 7.9))
     assert "That may be luck: it holds 0 (95 % interval over the choice of test images: -0.5 to +7.9 AP)." in said
-    assert verdict(*runs, Difference(5.0, math.nan, math.nan)) == verdict(*runs)
+    few = verdict(*runs, Difference(5.0, math.nan, math.nan))
+    assert few == f"{verdict(*runs)} There are too few test images to tell it from luck."
+
+
+def test_lost_classes_are_named_where_there_are_several(runs):
+    rows = {
+        "cat": Difference(-3.0, -5.0, -1.0),
+        "dog": Difference(-1.0, -2.0, 0.5),
+        "owl": Difference(-9.0, *[math.nan] * 2),
+    }
+    said = verdict(*runs, Difference(5.0, 2.1, 7.9), rows)
+    assert said.endswith(" It lost on cat (-3.0 AP).")
+    assert "lost" not in verdict(*runs, Difference(5.0, 2.1, 7.9), {"cat": rows["cat"]})
 
 
 def test_the_control_is_represented_by_its_better_model(tmp_path):

@@ -37,7 +37,8 @@ def test_a_run_is_named_by_its_folder_and_goes_on_in_it(calls, tmp_path):
         tracker.close()
     first, second = (words for kind, *rest in calls if kind == "init" for words in rest)
     assert first == second
-    assert (first["project"], first["name"], first["resume"], first["config"]) == ("ssod", "run", "allow", {"SEED": 3})
+    assert (first["project"], first["resume"], first["config"]) == ("ssod", "allow", {"SEED": 3})
+    assert first["name"] == f"{tmp_path.name}/run"
     Tracker("wandb", tmp_path / "other", {})
     assert calls[-1][1]["id"] != first["id"]
     assert calls[1:3] == [("log", 20, {"loss": 1.5}), ("finish",)]
