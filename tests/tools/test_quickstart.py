@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from sed.studies import two_runs
 from sed.studies.side_by_side import Arm, ArmError, run_side_by_side
 from tools import quickstart
 
@@ -66,7 +67,7 @@ def test_only_its_own_folder_is_overwritten(tmp_path):
 def test_the_whole_quick_start_at_few_steps(tmp_path, digits, data_opts, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)  # it works from anywhere
     monkeypatch.setattr(quickstart, "TEST_SET", str(digits / "test.json"))
-    monkeypatch.setattr(quickstart, "SHOWN", 4)
+    monkeypatch.setattr(two_runs, "SHOWN", 4)
     monkeypatch.setattr(quickstart, "ensure_digits", lambda root: None)
     opts = [*data_opts, "SOLVER.MAX_ITER", "4", "SEMI.BURN_IN", "2", "TEST.EVAL_PERIOD", "2", "MODEL.DEVICE", "cpu"]
     opts += ["SEMI.IMS_PER_BATCH_LABELED", "2", "SEMI.IMS_PER_BATCH_UNLABELED", "2"]
